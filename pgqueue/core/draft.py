@@ -1,0 +1,46 @@
+"""A job that is not inserted yet: checked values, ready to be sent as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """One job to enqueue. Whoever makes one has checked every value (`tasks.door`).
+
+    args, metadata   JSON text of an object
+    delay            seconds from the database's now(); at most one of `delay` and `scheduled_at` is given
+    scheduled_at     aware; expires_at likewise
+    timeout          seconds
+    """
+
+    kind: str
+    args: str = "{}"
+    queue: str = "default"
+    priority: int = 0
+    delay: float | None = None
+    scheduled_at: datetime | None = None
+    max_attempts: int | None = None
+    timeout: float | None = None
+    expires_at: datetime | None = None
+    unique_key: str | None = None
+    tags: Sequence[str] = ()
+    metadata: str | None = None
+    tenant: str | None = None
+    parent_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EnqueuedJob:
+    """What an enqueue answers.
+
+    inserted  False: a job with the same unique_key was already there, and `id` is that one's
+    """
+
+    id: int
+    inserted: bool
+    kind: str
+    queue: str
