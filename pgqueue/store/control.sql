@@ -1,0 +1,212 @@
+-- What people do to jobs and queues. Several ids at once; rows are locked in id order.
+-- A claimed job's row is never touched: somebody's transaction may hold it. Its worker is asked instead.
+
+-- name: cancel
+-- Cancel or stop jobs: a waiting one is final at once, a claimed one is asked to. One row (id, answer) per id given.
+-- A worker that claims in this very instant may begin, but whatever it reports finds the job closed.
+with target as (select distinct value::bigint as id from jsonb_array_elements_text(%(ids)s::text::jsonb)),
+held as (select u.id, u.claim from pgqueue.lease l, unnest(l.ids, l.claims) u (id, claim)),
+found as materialized (
+  select j.id, j.status, h.id is not null as claimed
+  from target t join pgqueue.job j on j.id = t.id
+  left join held h on h.id = j.id and h.claim = j.claim and j.status = 0),
+own as materialized (
+  select j.id from pgqueue.job j join found f on f.id = j.id
+  where f.status = 0 and not f.claimed and j.status = 0 order by j.id for no key update of j),
+done as (
+  update pgqueue.job j set status = case %(action)s::text when 'cancel' then 2 else 4 end, finalized_at = clock_timestamp()
+  from own where j.id = own.id and j.status = 0
+  returning j.id, j.queue, j.kind, j.unique_key, j.claim, j.attempt),
+unscheduled as (delete from pgqueue.waiting w using done d where w.job_id = d.id),
+unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id),
+freed as (
+  delete from pgqueue.unique_key u using done d where d.unique_key is not null and u.kind = d.kind and u.key = d.unique_key),
+recorded as (
+  insert into pgqueue.attempt (job_id, claim, attempt, finished_at, state, error)
+  select id, claim, attempt + 1, clock_timestamp(), case %(action)s::text when 'cancel' then 'cancelled' else 'stopped' end,
+    jsonb_build_object('type', initcap(%(action)s::text), 'message', %(reason)s::text)
+  from done where %(reason)s::text is not null),
+counted as (
+  insert into pgqueue.tally (minute, queue, kind, state, jobs, seconds, longest)
+  select date_trunc('minute', clock_timestamp()), queue, kind,
+    case %(action)s::text when 'cancel' then 'cancelled' else 'stopped' end, count(*), 0, 0
+  from done group by queue, kind),
+asked as (
+  insert into pgqueue.request (job_id, action, reason)
+  select id, %(action)s::text, %(reason)s::text from found where claimed order by id
+  on conflict (job_id) do update set action = excluded.action, reason = excluded.reason
+  returning job_id),
+told as (
+  select count(pg_notify(translate('pgqueue.control', '"', ''), id::text))
+  from (select id from done union all select job_id from asked) x)
+select t.id, case
+  when f.id is null then 'not found'
+  when d.id is not null then case %(action)s::text when 'cancel' then 'cancelled' else 'stopped' end
+  when f.claimed then 'requested'
+  else 'already ' || (select state from pgqueue.jobs where jobs.id = t.id) end
+from target t left join found f on f.id = t.id left join done d on d.id = t.id, told
+order by t.id
+
+-- name: retry
+-- Make jobs available now: final ones (from their checkpoint; completed ones and `restart` from the start), scheduled
+-- and retryable ones. Attempt and crashes of a final job begin anew; the claim number goes on.
+with target as (select distinct value::bigint as id from jsonb_array_elements_text(%(ids)s::text::jsonb)),
+found as materialized (
+  select j.id, j.state, j.unique_key, j.kind from target t join pgqueue.jobs j on j.id = t.id),
+key as (
+  insert into pgqueue.unique_key (kind, key, job_id)
+  select kind, unique_key, id from found
+  where unique_key is not null and state in ('completed', 'cancelled', 'discarded', 'stopped') order by kind, unique_key
+  on conflict do nothing returning job_id),
+able as materialized (
+  select f.id, f.state from found f
+  where state in ('scheduled', 'retryable')
+    or state in ('completed', 'cancelled', 'discarded', 'stopped')
+      and (unique_key is null or f.id in (select job_id from key))),
+own as materialized (
+  select j.id, a.state from pgqueue.job j join able a on a.id = j.id
+  where (j.status > 0) = (a.state in ('completed', 'cancelled', 'discarded', 'stopped'))
+  order by j.id for no key update of j),
+done as (
+  update pgqueue.job j
+  set status = 0, claim = j.claim + 1, finalized_at = null, started_at = null, result = null, scheduled_at = null,
+    attempt = case when own.state in ('scheduled', 'retryable') then j.attempt else 0 end,
+    crashes = case when own.state in ('scheduled', 'retryable') then j.crashes else 0 end,
+    metadata = case when %(restart)s::boolean or own.state = 'completed' then j.metadata - 'pgqueue' else j.metadata end
+  from own where j.id = own.id
+  returning j.id, j.queue, j.priority, j.kind, j.claim, pg_column_size(j.args) + pg_column_size(j.metadata) as bytes),
+unscheduled as (delete from pgqueue.waiting w using done d where w.job_id = d.id),
+unasked as (delete from pgqueue.request r using done d where r.job_id = d.id),
+again as (
+  insert into pgqueue.ready (queue, priority, kind, claim, ids, bytes)
+  select queue, priority, kind, claim, array[id], bytes from done order by id),
+woken as (select count(pgqueue.wake(queue)) from (select distinct queue from done) q)
+select t.id, case
+  when f.id is null then 'not found'
+  when d.id is not null then 'available'
+  when f.state in ('completed', 'cancelled', 'discarded', 'stopped') and f.unique_key is not null
+    then 'blocked by a live job with the same unique key'
+  else 'already ' || f.state end
+from target t left join found f on f.id = t.id left join done d on d.id = t.id, woken
+order by t.id
+
+-- name: reschedule
+-- Let jobs that wait (scheduled, retryable, available) run at another time. Answers as above.
+with target as (select distinct value::bigint as id from jsonb_array_elements_text(%(ids)s::text::jsonb)),
+due as materialized (
+  select coalesce(%(at)s::text::timestamptz, clock_timestamp() + make_interval(secs => %(delay)s::float8)) as at),
+found as materialized (select j.id, j.state from target t join pgqueue.jobs j on j.id = t.id),
+own as materialized (
+  select j.id, f.state from pgqueue.job j join found f on f.id = j.id
+  where f.state in ('scheduled', 'retryable', 'available') and j.status = 0 order by j.id for no key update of j),
+done as (
+  update pgqueue.job j set claim = j.claim + 1, scheduled_at = due.at from own, due where j.id = own.id
+  returning j.id, j.claim, own.state, due.at),
+unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id),
+later as (
+  insert into pgqueue.waiting (job_id, due, claim, state)
+  select id, at, claim, case state when 'retryable' then 'retryable' else 'scheduled' end from done order by id
+  on conflict (job_id) do update set due = excluded.due, claim = excluded.claim)
+select t.id, case when f.id is null then 'not found' when d.id is not null then
+  case d.state when 'retryable' then 'retryable' else 'scheduled' end else 'already ' || f.state end
+from target t left join found f on f.id = t.id left join done d on d.id = t.id order by t.id
+
+-- name: set_priority
+-- Give jobs that wait another priority. Available ones go to the end of that priority. Answers with their state.
+with target as (select distinct value::bigint as id from jsonb_array_elements_text(%(ids)s::text::jsonb)),
+found as materialized (select j.id, j.state from target t join pgqueue.jobs j on j.id = t.id),
+own as materialized (
+  select j.id, f.state from pgqueue.job j join found f on f.id = j.id
+  where f.state in ('pending', 'scheduled', 'retryable', 'available') and j.status = 0 order by j.id for no key update of j),
+done as (
+  update pgqueue.job j set claim = j.claim + 1, priority = %(priority)s::integer from own where j.id = own.id
+  returning j.id, j.claim, j.queue, j.priority, j.kind, own.state, pg_column_size(j.args) + pg_column_size(j.metadata) as bytes),
+waiting as (update pgqueue.waiting w set claim = d.claim from done d where w.job_id = d.id),
+unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id),
+again as (
+  insert into pgqueue.ready (queue, priority, kind, claim, ids, bytes)
+  select queue, priority, kind, claim, array[id], bytes from done where state = 'available' order by id),
+woken as (select count(pgqueue.wake(queue)) from (select distinct queue from done where state = 'available') q)
+select t.id, case when f.id is null then 'not found' when d.id is not null then d.state else 'already ' || f.state end
+from target t left join found f on f.id = t.id left join done d on d.id = t.id, woken order by t.id
+
+-- name: delete
+-- Remove jobs and all that is known of them, except running ones. Answers 'deleted', 'already running' or 'not found'.
+with target as (select distinct value::bigint as id from jsonb_array_elements_text(%(ids)s::text::jsonb)),
+found as materialized (select j.id, j.state from target t join pgqueue.jobs j on j.id = t.id),
+own as materialized (
+  select j.id from pgqueue.job j join found f on f.id = j.id where f.state <> 'running' order by j.id for update of j),
+done as (
+  delete from pgqueue.job j using own where j.id = own.id returning j.id, j.kind, j.unique_key),
+unscheduled as (delete from pgqueue.waiting w using done d where w.job_id = d.id),
+unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id),
+unasked as (delete from pgqueue.request r using done d where r.job_id = d.id),
+attempts as (delete from pgqueue.attempt a using done d where a.job_id = d.id),
+checkins as (delete from pgqueue.checkin c using done d where c.job_id = d.id),
+logs as (delete from pgqueue.log l using done d where l.job_id = d.id),
+freed as (delete from pgqueue.unique_key u using done d where u.kind = d.kind and u.key = d.unique_key and u.job_id = d.id)
+select t.id, case when f.id is null then 'not found' when d.id is not null then 'deleted' else 'already ' || f.state end
+from target t left join found f on f.id = t.id left join done d on d.id = t.id order by t.id
+
+-- name: pause
+-- Let workers take nothing from a queue. Answers true if it was not paused before.
+with told as (select pg_notify(translate('pgqueue.control', '"', ''), 'pause'))
+insert into pgqueue.queue as q (name, paused_at) select %(queue)s::text, clock_timestamp() from told
+on conflict (name) do update set paused_at = excluded.paused_at where q.paused_at is null
+returning true
+
+-- name: resume
+-- Let workers take from a queue again. Answers true if it was paused.
+with done as (
+  update pgqueue.queue set paused_at = null where name = %(queue)s::text and paused_at is not null returning name),
+woken as (select count(pgqueue.wake(name)), count(pg_notify(translate('pgqueue.control', '"', ''), 'resume')) from done)
+select true from done, woken
+
+-- name: get
+-- Jobs by id, newest first.
+select (to_jsonb(j) || jsonb_build_object('duration', extract(epoch from duration), 'timeout', extract(epoch from timeout)))::text
+from pgqueue.jobs j
+where id = any(array(select value::bigint from jsonb_array_elements_text(%(ids)s::text::jsonb))) order by id desc
+
+-- name: match
+-- Ids of jobs by filter, newest first, at most `limit`, before the id `before`.
+select id from pgqueue.jobs
+where (%(before)s::bigint is null or id < %(before)s::bigint)
+  and (%(state)s::text is null or state = %(state)s::text)
+  and (%(kind)s::text is null or kind = %(kind)s::text)
+  and (%(queue)s::text is null or queue = %(queue)s::text)
+  and (%(tenant)s::text is null or tenant = %(tenant)s::text)
+  and (%(tag)s::text is null or %(tag)s::text = any(tags))
+  and (%(since)s::text is null or created_at >= %(since)s::text::timestamptz)
+  and (%(until)s::text is null or created_at < %(until)s::text::timestamptz)
+order by id desc limit %(limit)s::integer
+
+-- name: match_live
+-- The same for one live state, found from the small side tables.
+select id from pgqueue.live_jobs
+where state = %(state)s::text
+  and (%(before)s::bigint is null or id < %(before)s::bigint)
+  and (%(kind)s::text is null or kind = %(kind)s::text)
+  and (%(queue)s::text is null or queue = %(queue)s::text)
+  and (%(tenant)s::text is null or tenant = %(tenant)s::text)
+  and (%(tag)s::text is null or %(tag)s::text = any(tags))
+  and (%(since)s::text is null or created_at >= %(since)s::text::timestamptz)
+  and (%(until)s::text is null or created_at < %(until)s::text::timestamptz)
+order by id desc limit %(limit)s::integer
+
+-- name: queues
+-- All queues with their counts.
+select row_to_json(q)::text from pgqueue.queue_stats q order by queue
+
+-- name: workers
+-- All workers of the last day.
+select (to_jsonb(w) || jsonb_build_object('lease', extract(epoch from lease)))::text from pgqueue.workers w order by id
+
+-- name: stats
+-- Jobs per state over all queues.
+select row_to_json(s)::text from (
+  select coalesce(sum(available), 0) as available, coalesce(sum(running), 0) as running,
+    coalesce(sum(scheduled), 0) as scheduled, coalesce(sum(retryable), 0) as retryable,
+    coalesce(sum(pending), 0) as pending, coalesce(sum(completed), 0) as completed,
+    coalesce(sum(cancelled), 0) as cancelled, coalesce(sum(discarded), 0) as discarded,
+    coalesce(sum(stopped), 0) as stopped from pgqueue.queue_stats) s

@@ -1,0 +1,171 @@
+"""The life of a job as statements: enqueue, claim, complete, settle, give back. Pure: building one does no I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pgqueue.core.job import Claimed
+from pgqueue.store.arrays import int4_array, int8_array, timestamp_array
+from pgqueue.store.statement import Row, Statement, queries
+
+LOWEST_MARK = -(2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class Inserted:
+    """What became of one draft: its id, and whether it is new (False: a live job has its unique key)."""
+
+    id: int
+    inserted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What a claim brought.
+
+    marks   per priority, the highest place in the queue that was taken
+    chunks  how many rows of `ready` that were
+    clock_us  the database's time, in microseconds since 1970; None if nothing was claimed
+    """
+
+    jobs: Sequence[Claimed]
+    marks: dict[int, int]
+    chunks: int
+    clock_us: int | None
+
+
+class Ack(NamedTuple):
+    """An attempt that succeeded and returned nothing. Times in microseconds since 1970, by the database's clock."""
+
+    id: int
+    claim: int
+    lease: int
+    started_us: int
+    finished_us: int
+
+
+def enqueue(jobs: str, *, schema: str) -> Statement[list[Inserted]]:
+    """Insert the drafts of the JSON array `jobs`; answers in their order."""
+    return Statement(queries("jobs.sql", schema)["enqueue"], {"jobs": jobs}, _decode_inserted)
+
+
+def claim(
+    queue: str,
+    *,
+    worker: int,
+    lease: int,
+    kinds: Sequence[str],
+    marks: dict[int, int],
+    chunks: int,
+    limit: int,
+    schema: str,
+) -> Statement[Batch]:
+    """Lease up to `limit` available jobs of `queue` to `worker`, under the new lease number `lease`.
+
+    Order: highest priority, then as enqueued. `marks` says per priority after which place to look, in the order in
+    which the priorities are to be tried; `chunks` how many rows of `ready` to look at. Nothing comes back while the
+    queue is paused or the worker's heartbeat is overdue.
+    """
+    params = {
+        "queue": queue, "worker": worker, "lease": lease, "kinds": list(kinds), "priorities": list(marks),
+        "marks": int8_array(list(marks.values())), "chunks": chunks, "n": limit,
+    }  # fmt: skip
+    return Statement(queries("jobs.sql", schema)["claim"], params, _decode_batch)
+
+
+def claim_suspect(queue: str, *, worker: int, lease: int, kinds: Sequence[str], schema: str) -> Statement[Batch]:
+    """Lease one job of `queue` whose worker died, alone."""
+    params = {"queue": queue, "worker": worker, "lease": lease, "kinds": list(kinds)}
+    return Statement(queries("jobs.sql", schema)["claim_suspect"], params, _decode_batch)
+
+
+def survey(
+    queue: str, *, kinds: Sequence[str], marks: dict[int, int], schema: str
+) -> Statement[tuple[list[int], bool]]:
+    """The priorities outside `marks` that have work in `queue`, and whether one within has work of these kinds."""
+    params = {
+        "queue": queue, "kinds": list(kinds), "priorities": list(marks), "marks": int8_array(list(marks.values())),
+    }  # fmt: skip
+    return Statement(queries("jobs.sql", schema)["survey"], params, lambda rows: rows[0])  # type: ignore[arg-type, return-value]
+
+
+def complete(acks: Sequence[Ack], *, whole: Sequence[int], part: Sequence[int], schema: str) -> Statement[list[int]]:
+    """Complete the attempts in `acks`; answers with the ids that were lost.
+
+    whole, part  the leases they were claimed under: those that are done with by this, and those that are not
+    """
+    ids, claims, leases, started, finished = zip(*acks, strict=True)
+    params = {
+        "ids": int8_array(ids),
+        "claims": int4_array(claims),
+        "leases": int8_array(leases),
+        "started": timestamp_array(started),
+        "finished": timestamp_array(finished),
+        "whole": int8_array(whole),
+        "part": int8_array(part),
+    }
+    return Statement(queries("jobs.sql", schema)["complete"], params, lambda rows: [_int(row[0]) for row in rows])
+
+
+def settle(outcomes: str, *, whole: Sequence[int], part: Sequence[int], schema: str) -> Statement[dict[int, bool]]:
+    """Record the outcomes of a JSON array; answers id -> True (recorded) or False (its row is locked: try again)."""
+    params = {"outcomes": outcomes, "whole": int8_array(whole), "part": int8_array(part)}
+    return Statement(
+        queries("jobs.sql", schema)["settle"], params, lambda rows: {_int(row[0]): bool(row[1]) for row in rows}
+    )
+
+
+def give_back(
+    held: Sequence[tuple[int, int, int]], *, whole: Sequence[int], part: Sequence[int], schema: str
+) -> Statement[int]:
+    """Return claimed jobs that were not started, given as (id, claim, lease); answers with how many."""
+    params = {
+        "ids": int8_array([job for job, _, _ in held]),
+        "claims": int4_array([claim for _, claim, _ in held]),
+        "leases": int8_array([lease for _, _, lease in held]),
+        "whole": int8_array(whole),
+        "part": int8_array(part),
+    }
+    return Statement(queries("jobs.sql", schema)["give_back"], params, lambda rows: _int(rows[0][0]))
+
+
+def forget(lease: int, *, worker: int, schema: str) -> Statement[bool]:
+    """Make sure that a claim whose answer was lost can't take effect any more; True if it had not."""
+    params = {"lease": lease, "worker": worker}
+    return Statement(queries("jobs.sql", schema)["forget"], params, lambda rows: rows[0][0] is not None)
+
+
+def held(lease: int, *, schema: str) -> Statement[list[tuple[int, int]]]:
+    """The (id, claim) of a lease's jobs; empty if there is no such lease."""
+    return Statement(queries("jobs.sql", schema)["held"], {"lease": lease}, _decode_held)
+
+
+def _decode_inserted(rows: Sequence[Row]) -> list[Inserted]:
+    return [Inserted(_int(row[1]), bool(row[2])) for row in rows]
+
+
+def _decode_held(rows: Sequence[Row]) -> list[tuple[int, int]]:
+    return [pair for row in rows for pair in zip(row[0], row[1], strict=True)]  # type: ignore[call-overload]
+
+
+def _decode_batch(rows: Sequence[Row]) -> Batch:
+    end = len(rows)
+    marks: dict[int, int] = {}
+    chunks = 0
+    clock_us = None
+    while end and (rows[end - 1][0] is None or rows[end - 1][13] is not None):
+        row = rows[end - 1]
+        clock_us = int(row[13].timestamp() * 1_000_000)  # type: ignore[attr-defined]
+        if row[0] is not None:  # a suspect: one job, and the clock in the same row
+            break
+        marks[_int(row[11])] = _int(row[12])
+        chunks += _int(row[1])
+        end -= 1
+    return Batch([Claimed(*row[:12]) for row in rows[:end]], marks, chunks, clock_us)  # type: ignore[arg-type]
+
+
+def _int(value: object) -> int:
+    assert isinstance(value, int)
+    return value

@@ -1,0 +1,233 @@
+-- The life of a job: enqueue, claim, complete, settle, give back.
+--
+-- The fence, in every write-back: the row shows the claim number of this attempt, is still open (status 0), and the
+-- lease that the attempt was claimed under still exists and is locked by this statement. A write that lost any of the
+-- three changes nothing. Locks are taken leases first, then jobs in id order.
+
+-- name: enqueue
+-- Insert drafts in the caller's transaction; one row (item, id, inserted) per draft.
+select item, id, inserted from pgqueue.enqueue_many(%(jobs)s::text::jsonb) order by item
+
+-- name: claim
+-- Lease up to `n` jobs of one queue, of known kinds only: highest priority first, then as they were enqueued.
+-- Deletes chunks of `ready` and writes one lease row; job rows are only read. Locks lazily, just what it takes.
+-- The ids come from what DELETE and UPDATE return, never from the locked SELECT: a chunk that changed between the
+-- snapshot and the lock would be handed out twice. Loses nothing with synchronous_commit off: a claim forgotten by a
+-- crashed server took its lease with it, so the completion finds no lease. The trailing rows (id null)
+-- are the marks, with the number of chunks instead of a claim number.
+with setting as materialized (select set_config('synchronous_commit', 'off', true)),
+head as materialized (
+  select r.place, r.seq, r.length, r.bytes
+  from (select from setting where exists (
+      select from pgqueue.worker w where w.id = %(worker)s::integer and w.stopped_at is null
+        and w.seen_at + w.lease > clock_timestamp())
+    and not exists (select from pgqueue.queue q where q.name = %(queue)s::text and q.paused_at is not null)) allowed
+  cross join unnest(%(priorities)s::smallint[], %(marks)s::bigint[]) p (priority, mark)
+  cross join lateral (
+    select ctid as place, seq, cardinality(ids) - taken as length, bytes from pgqueue.ready
+    where queue = %(queue)s::text and priority = p.priority and seq > p.mark and kind = any(%(kinds)s::text[])
+    order by seq limit %(chunks)s::integer for update skip locked) r
+  limit %(chunks)s::integer),
+part as materialized (
+  select place, length, sum(length) over w - length as before
+  from (select *, sum(bytes) over (rows unbounded preceding) - bytes as bytes_before from head) h
+  where bytes_before < 16777216
+  window w as (rows unbounded preceding)),
+whole as (
+  delete from pgqueue.ready where ctid = any (array(select place from part where before + length <= %(n)s::integer))
+  returning seq, priority, claim, ids[taken + 1 :] as ids),
+split as (
+  update pgqueue.ready r set taken = r.taken + p.take
+  from (select place, (%(n)s::integer - before)::smallint as take from part where before < %(n)s::integer and before + length > %(n)s::integer) p
+  where r.ctid = p.place
+  returning r.seq - 1 as seq, r.priority, r.claim, r.ids[r.taken - p.take + 1 : r.taken] as ids),
+taken as materialized (select * from whole union all select * from split),
+entry as materialized (select claim, unnest(ids) as id from taken),
+lease as (
+  insert into pgqueue.lease (id, worker_id, ids, claims)
+  select %(lease)s::bigint, %(worker)s::integer, array_agg(id), array_agg(claim) from entry having count(*) > 0)
+select j.id, j.claim, j.kind, j.args, nullif(j.metadata, '{}') as metadata, j.attempt, j.max_attempts, j.crashes,
+  j.timeout, j.expires_at, j.tenant, j.priority, null::bigint as mark, null::timestamptz as clock
+from pgqueue.job j
+where j.id = any (array(select id from entry)) and j.status = 0
+  and (j.claim = 0 or (j.id, j.claim) in (select id, claim from entry))
+union all
+select null, count(*)::integer, null, null, null, null, null, null, null, null, null, priority, max(seq),
+  clock_timestamp()
+from taken group by priority
+
+-- name: claim_suspect
+-- Lease one job whose worker died, alone: if this worker dies too, it is known which job did it.
+with setting as materialized (select set_config('synchronous_commit', 'off', true)),
+taken as (
+  delete from pgqueue.suspect where job_id = (
+    select s.job_id from pgqueue.suspect s, setting
+    where s.queue = %(queue)s::text and s.kind = any(%(kinds)s::text[])
+      and exists (select from pgqueue.worker w where w.id = %(worker)s::integer and w.stopped_at is null
+        and w.seen_at + w.lease > clock_timestamp())
+      and not exists (select from pgqueue.queue q where q.name = s.queue and q.paused_at is not null)
+    order by s.job_id limit 1 for update of s skip locked)
+  returning job_id, claim),
+lease as (
+  insert into pgqueue.lease (id, worker_id, solo, ids, claims)
+  select %(lease)s::bigint, %(worker)s::integer, true, array[job_id], array[claim] from taken)
+select j.id, j.claim, j.kind, j.args, nullif(j.metadata, '{}'), j.attempt, j.max_attempts, j.crashes,
+  j.timeout, j.expires_at, j.tenant, j.priority, null::bigint, clock_timestamp()
+from pgqueue.job j join taken t on t.job_id = j.id and t.claim = j.claim where j.status = 0
+
+-- name: survey
+-- What is there in a queue? Priorities outside the known ones that have work (found in the gaps between these, so that
+-- the dead index entries of a known priority, which pile up while an old transaction runs, are not walked), and
+-- whether a known one has work for us. Locks nothing.
+with recursive gap as (
+  select lower, lead(lower, 1, 32768) over (order by lower) as upper
+  from (select -32769 as lower union select unnest(%(priorities)s::smallint[])) edges (lower)),
+found as (
+  select g.upper, r.priority from gap g cross join lateral (
+    select priority from pgqueue.ready where queue = %(queue)s::text and priority > g.lower and priority < g.upper
+    order by priority limit 1) r
+  union all
+  select f.upper, r.priority from found f cross join lateral (
+    select priority from pgqueue.ready where queue = %(queue)s::text and priority > f.priority and priority < f.upper
+    order by priority limit 1) r)
+select array(select priority from found), exists (
+  select from unnest(%(priorities)s::smallint[], %(marks)s::bigint[]) p (priority, mark) cross join lateral (
+    select from pgqueue.ready where queue = %(queue)s::text and priority = p.priority and seq > p.mark
+      and kind = any(%(kinds)s::text[]) limit 1) r)
+
+-- name: complete
+-- Record successful attempts that returned nothing: one HOT update per job. Answers with the ids that were lost.
+-- A lease in `whole` is done with and goes; of one in `part` some jobs are still running.
+with setting as materialized (select set_config('lock_timeout', '100ms', true)),
+whole as (
+  delete from pgqueue.lease where id = any(%(whole)s::bigint[]) and (select true from setting) returning id, worker_id),
+part as materialized (
+  select id, worker_id from pgqueue.lease where id = any(%(part)s::bigint[]) and (select true from setting) order by id
+  for key share),
+held as materialized (select * from whole union all select * from part),
+done as (
+  update pgqueue.job j
+  set status = 1, started_at = a.started_at, finalized_at = a.finished_at, worker_id = h.worker_id
+  from unnest(%(ids)s::bigint[], %(claims)s::integer[], %(leases)s::bigint[], %(started)s::timestamptz[],
+    %(finished)s::timestamptz[])
+    a (id, claim, lease, started_at, finished_at)
+  join held h on h.id = a.lease
+  where j.id = a.id and j.claim = a.claim and j.status = 0
+  returning j.id, j.queue, j.kind, j.unique_key, extract(epoch from a.finished_at - a.started_at)::float8 as seconds),
+freed as (
+  delete from pgqueue.unique_key u using done d where d.unique_key is not null and u.kind = d.kind and u.key = d.unique_key),
+counted as (
+  insert into pgqueue.tally (minute, queue, kind, state, jobs, seconds, longest)
+  select date_trunc('minute', clock_timestamp()), queue, kind, 'completed', count(*), sum(seconds), max(seconds)
+  from done group by queue, kind)
+select id from unnest(%(ids)s::bigint[]) i (id)
+where (select count(*) from done) <> cardinality(%(ids)s::bigint[])
+except all select id from done
+
+-- name: settle
+-- Record every other outcome, from one JSON document: results, failures, snoozes, interruptions, crashes.
+-- Rows that somebody has locked are passed over, and their lease is kept. Answers with (id, recorded): true, or
+-- false for those passed over; an id that is missing was lost.
+with setting as materialized (select set_config('lock_timeout', '100ms', true)),
+held as materialized (
+  select id, worker_id from pgqueue.lease where id = any(%(whole)s::bigint[] || %(part)s::bigint[]) and (select true from setting) order by id
+  for update),
+outcome as materialized (
+  select o.id, o.claim, o.lease, h.worker_id, o.attempt_cost, o.crash_cost, o.solo, o.error, o.result, o.delay,
+    o.started_at, o.finished_at,
+    case when r.job_id is null or o.state = 'completed' then o.state
+      when r.action = 'cancel' then 'cancelled' else 'stopped' end as state
+  from jsonb_to_recordset(%(outcomes)s::text::jsonb) as o (
+    id bigint, claim integer, lease bigint, state text, delay double precision, attempt_cost smallint,
+    crash_cost smallint, solo boolean, error jsonb, result jsonb, started_at timestamptz, finished_at timestamptz)
+  join held h on h.id = o.lease left join pgqueue.request r on r.job_id = o.id),
+open as materialized (
+  select o.id, o.lease from outcome o join pgqueue.job j on j.id = o.id and j.claim = o.claim and j.status = 0),
+own as materialized (
+  select j.id from pgqueue.job j join outcome o on o.id = j.id and o.claim = j.claim
+  where j.status = 0 order by j.id for no key update of j skip locked),
+locked as (select id, lease from open where not exists (select from own where own.id = open.id)),
+ended as (
+  delete from pgqueue.lease where id = any(%(whole)s::bigint[]) and not exists (select from locked where locked.lease = lease.id)),
+done as (
+  update pgqueue.job j
+  set status = case o.state when 'completed' then 1 when 'cancelled' then 2 when 'discarded' then 3
+      when 'stopped' then 4 else 0 end,
+    claim = j.claim + (o.state in ('retryable', 'scheduled', 'available'))::integer,
+    attempt = j.attempt + o.attempt_cost, crashes = j.crashes + o.crash_cost,
+    started_at = coalesce(o.started_at, j.started_at), worker_id = o.worker_id, result = o.result,
+    finalized_at = case when o.state not in ('retryable', 'scheduled', 'available') then o.finished_at end
+  from outcome o join own on own.id = o.id
+  where j.id = o.id and j.claim = o.claim and j.status = 0
+  returning j.id, j.claim, j.queue, j.kind, j.priority, j.unique_key, j.attempt, j.status, o.claim as old_claim,
+    o.state, o.delay, o.solo, o.error, o.attempt_cost, o.worker_id, o.started_at, o.finished_at,
+    pg_column_size(j.args) + pg_column_size(j.metadata) as bytes),
+later as (
+  insert into pgqueue.waiting (job_id, due, claim, state)
+  select id, clock_timestamp() + make_interval(secs => delay), claim, state
+  from done where state in ('retryable', 'scheduled')),
+again as (
+  insert into pgqueue.ready (queue, priority, kind, claim, ids, bytes)
+  select queue, priority, kind, claim, array[id], bytes from done where state = 'available' and solo is not true
+  order by id),
+suspected as (
+  insert into pgqueue.suspect (job_id, claim, queue, kind)
+  select id, claim, queue, kind from done where state = 'available' and solo),
+recorded as (
+  insert into pgqueue.attempt (job_id, claim, attempt, worker_id, started_at, finished_at, state, error)
+  select id, old_claim, attempt + 1 - attempt_cost, worker_id, started_at, finished_at, state, error
+  from done where error is not null),
+freed as (
+  delete from pgqueue.unique_key u using done d
+  where d.status > 0 and d.unique_key is not null and u.kind = d.kind and u.key = d.unique_key),
+answered as (delete from pgqueue.request r using done d where d.status > 0 and r.job_id = d.id),
+counted as (
+  insert into pgqueue.tally (minute, queue, kind, state, jobs, seconds, longest)
+  select date_trunc('minute', clock_timestamp()), queue, kind, state, count(*), sum(seconds), max(seconds)
+  from (select *, coalesce(extract(epoch from finished_at - started_at), 0)::float8 as seconds from done) d
+  where status > 0 or state = 'retryable' group by queue, kind, state),
+woken as (
+  select count(pgqueue.wake(queue)) from (select distinct queue from done where state = 'available') q)
+select id, true from done, woken union all select id, false from locked
+
+-- name: give_back
+-- Return claimed jobs that were never started: available again, at the head of their queue, at no cost. Their claim
+-- number rises, because the lease may live on. Answers with the number of jobs.
+with setting as materialized (select set_config('lock_timeout', '100ms', true)),
+whole as (
+  delete from pgqueue.lease where id = any(%(whole)s::bigint[]) and (select true from setting) returning id, solo),
+part as materialized (
+  select id, solo from pgqueue.lease where id = any(%(part)s::bigint[]) and (select true from setting) order by id
+  for key share),
+held as materialized (select * from whole union all select * from part),
+own as materialized (
+  select j.id, h.solo from pgqueue.job j
+  join unnest(%(ids)s::bigint[], %(claims)s::integer[], %(leases)s::bigint[]) a (id, claim, lease) on a.id = j.id and a.claim = j.claim
+  join held h on h.id = a.lease
+  where j.status = 0 order by j.id for no key update of j),
+done as (
+  update pgqueue.job j set claim = j.claim + 1 from own where j.id = own.id
+  returning j.id, j.queue, j.priority, j.kind, j.claim, own.solo,
+    pg_column_size(j.args) + pg_column_size(j.metadata) as bytes),
+again as (
+  insert into pgqueue.ready (seq, queue, priority, kind, claim, ids, bytes)
+  select coalesce((select min(r.seq) - 1 from pgqueue.ready r where r.queue = d.queue and r.priority = d.priority),
+      nextval('pgqueue.ready_seq_seq')),
+    d.queue, d.priority, d.kind, d.claim, array_agg(d.id order by d.id), sum(d.bytes)
+  from done d where not solo group by d.queue, d.priority, d.kind, d.claim, case when d.bytes > 20000 then d.id end),
+suspected as (
+  insert into pgqueue.suspect (job_id, claim, queue, kind) select id, claim, queue, kind from done where solo),
+woken as (select count(pgqueue.wake(queue)) from (select distinct queue from done) q)
+select (select count(*) from done) from woken
+
+-- name: forget
+-- A claim's answer was lost: make sure its lease can't come to life. Answers true if the claim had not committed;
+-- if it had, the lease exists and `held` names its jobs, to be given back.
+with tombstone as (
+  insert into pgqueue.lease (id, worker_id, ids, claims) values (%(lease)s::bigint, %(worker)s::integer, '{}', '{}')
+  on conflict do nothing returning true)
+select (select true from tombstone)
+
+-- name: held
+-- The jobs of one lease.
+select ids, claims from pgqueue.lease where id = %(lease)s::bigint
