@@ -1,0 +1,89 @@
+"""Runs a Statement on any caller's connection, as a part of whatever transaction the caller has open there.
+
+Guarantees: one round trip; no commit, no rollback, no flush; no setting of the connection is changed and no cursor
+is left open; rows reach `decode` as positional sequences whatever the row factory. A connection that can't be used is
+refused with InvalidConnection before anything is sent, so the caller's transaction is still good.
+Never: imports a driver or an ORM (the class's name decides, `drivers.py`), opens a connection, or retries.
+
+An error *of the server* aborts the caller's transaction, as any failing statement does in PostgreSQL: after LeaseLost,
+InvalidJob or SchemaMismatch from here the transaction can only be rolled back, to a savepoint if there is one.
+On a connection in autocommit mode the statement is its own transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar, cast
+
+from pgqueue.db.drivers import (
+    Adapter,
+    AsyncAdapter,
+    Conn_contra,
+    SyncAdapter,
+    class_name,
+    register_adapter,
+    resolve,
+)
+from pgqueue.db.failure import as_pgqueue_error, sqlstate
+from pgqueue.db.placeholders import numbered, positional
+from pgqueue.errors import InvalidConnection
+from pgqueue.store.statement import Statement
+
+__all__ = [
+    "Adapter",
+    "AsyncAdapter",
+    "Conn_contra",
+    "SyncAdapter",
+    "arun",
+    "numbered",
+    "positional",
+    "register_adapter",
+    "run",
+    "sqlstate",
+]
+
+T = TypeVar("T")
+
+
+def run(conn: object, statement: Statement[T]) -> T:
+    """Run `statement` on a sync connection and return what it decodes to.
+
+    raises  InvalidConnection (nothing was sent); LeaseLost, InvalidJob, SchemaMismatch (the server refused, the
+            transaction is aborted); any other error of the driver as it is
+    """
+    target, adapter = resolve(conn)
+    if adapter.is_async:
+        raise InvalidConnection(
+            f"{class_name(conn)} is an async connection: await the verb with an `a` in front, "
+            "such as `await task.using(conn).aenqueue(...)`, or pass a sync connection"
+        )
+    adapter.check(target)
+    with _our_errors(statement.sql):
+        rows = cast(SyncAdapter[object], adapter).fetch(target, statement.sql, statement.params)
+    return statement.decode(rows)
+
+
+async def arun(conn: object, statement: Statement[T]) -> T:
+    """Run `statement` on an async connection and return what it decodes to; otherwise as `run`."""
+    target, adapter = resolve(conn)
+    if not adapter.is_async:
+        raise InvalidConnection(
+            f"{class_name(conn)} is a sync connection: use the verb without the `a` in front, "
+            "such as `task.using(conn).enqueue(...)`, or pass an async connection"
+        )
+    adapter.check(target)
+    with _our_errors(statement.sql):
+        rows = await cast(AsyncAdapter[object], adapter).fetch(target, statement.sql, statement.params)
+    return statement.decode(rows)
+
+
+@contextmanager
+def _our_errors(sql: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # every driver has its own root class; what is not ours goes on untouched
+        ours = as_pgqueue_error(error, sql)
+        if ours is None:
+            raise
+        raise ours from error
