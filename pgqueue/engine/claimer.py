@@ -1,0 +1,275 @@
+"""Keeps the lanes supplied: claims as many jobs as there are free slots, and some ahead.
+
+One loop serves all queues of the worker in turn. It sleeps when no lane has both room and work, and is woken by NOTIFY,
+by the pulse, or by a lane that runs low. NOTIFY is a hint: before it sleeps, and soon after, it looks for itself.
+
+How much ahead: what the lane has lately finished in half a second, at most three batches; so short jobs come 500 at a
+time, and of long ones no more are held than will start soon. What is ahead is given back when the worker stops.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+
+from pgqueue.core.job import Claimed
+from pgqueue.core.outcome import Expired
+from pgqueue.db.failure import DatabaseError, is_outage
+from pgqueue.db.session import Session
+from pgqueue.engine.backoff import Backoff
+from pgqueue.engine.completer import BACKLOG, Clock, Completer
+from pgqueue.engine.lane import Attempt, Executor, Lane, Lease
+from pgqueue.engine.marks import Marks
+from pgqueue.store import jobs
+from pgqueue.tasks.task import Task
+
+log = logging.getLogger("pgqueue.claimer")
+
+BATCH = 500
+AHEAD = 3 * BATCH
+AHEAD_SECONDS = 0.5
+BUSY = 0.1  # seconds of uninterrupted claiming after which NOTIFY is not wanted
+AGAIN = 0.005  # seconds after which to look again for what another worker may have had locked
+
+
+class Supply:
+    """One lane and what the claimer knows of its queue.
+
+    hot  it may have work: claim from it as soon as there is room
+    """
+
+    def __init__(self, lane: Lane) -> None:
+        self.lane = lane
+        self.marks = Marks()
+        self.hot = True
+        self.paused = False
+        self.suspect = False
+        self.chunk = 1.0  # jobs per row of `ready`, lately
+        self.empty = Backoff(first=AGAIN, cap=1.0)
+        self._rate = 0.0
+        self._measured = (time.monotonic(), 0)
+
+    def room(self) -> int:
+        """How many jobs it should be given now; 0 unless it is worth a claim."""
+        lane = self.lane
+        self._measure()
+        ahead = min(AHEAD, int(self._rate * AHEAD_SECONDS))
+        lane.low_water = ahead // 2
+        free = lane.limit - lane.running
+        room = free + ahead - len(lane.buffer)
+        if room <= 0 or (len(lane.buffer) > ahead // 2 and free <= len(lane.buffer)):
+            return 0
+        return min(BATCH, room)
+
+    def _measure(self) -> None:
+        since, finished = self._measured
+        now = time.monotonic()
+        if now - since > 0.02:
+            self._rate = (self.lane.finished - finished) / (now - since)
+            self._measured = (now, self.lane.finished)
+
+
+class Claimer:
+    """The loop that claims.
+
+    executor_of  which executor runs an attempt of a task
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        schema: str,
+        worker: int,
+        lanes: Sequence[Lane],
+        tasks: Mapping[str, Task[..., object]],
+        completer: Completer,
+        clock: Clock,
+        executor_of: Callable[[Task[..., object]], Executor],
+        solo: Executor,
+        held: dict[int, Attempt],
+    ) -> None:
+        self._session = session
+        self._schema = schema
+        self._worker = worker
+        self._supplies = {lane.queue: Supply(lane) for lane in lanes}
+        self._tasks = tasks
+        self._kinds = sorted(tasks)
+        self._completer = completer
+        self._clock = clock
+        self._executor_of = executor_of
+        self._solo = solo
+        self._held = held
+        self._leases = 0
+        self._loop = asyncio.get_running_loop()
+        self._wake = asyncio.Event()
+        self._asleep = False
+        self._stopping = False
+        self._busy_since = 0.0
+        self._backoff = Backoff(cap=5.0)
+        self.allowed = True  # False while the worker's own lease is in doubt
+
+    def wake(self, queue: str) -> None:
+        """There may be work in `queue`. On the event loop's thread."""
+        supply = self._supplies.get(queue)
+        if supply is not None:
+            supply.hot = True
+            self._wake.set()
+
+    def wake_all(self) -> None:
+        """There may be work anywhere. On the event loop's thread."""
+        for supply in self._supplies.values():
+            supply.hot = True
+        self._wake.set()
+
+    def pulse(self, *, busy: Sequence[str], suspect: Sequence[str], paused: Sequence[str]) -> None:
+        """What the heartbeat saw. On the event loop's thread."""
+        for queue, supply in self._supplies.items():
+            supply.paused = queue in paused
+            supply.suspect = queue in suspect
+            supply.hot = supply.hot or queue in busy
+        self._wake.set()
+
+    def low(self) -> None:
+        """A lane has room. Called from any thread."""
+        if self._asleep:
+            self._asleep = False
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    def stop(self) -> None:
+        """Claim no more: `run` returns when the claim under way has been answered."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self, gate: Callable[[bool], None]) -> None:
+        """Claim until stopped. `gate` is told True when there is nothing to claim, False when there is plenty."""
+        while not self._stopping:
+            self._wake.clear()
+            self._asleep = True  # from here on a lane that runs low sets the event again
+            if await self._round():
+                self._busy_since = self._busy_since or time.monotonic()
+                if time.monotonic() - self._busy_since > BUSY:
+                    gate(False)
+            else:
+                self._busy_since = 0.0
+                gate(not any(supply.hot for supply in self._supplies.values()))
+                await self._wake.wait()
+
+    async def _round(self) -> bool:
+        """Claim once for each lane that wants it; did any get something?"""
+        if not self.allowed or self._completer.backlog > BACKLOG:
+            self._loop.call_later(0.1, self._wake.set)
+            return False
+        claimed = False
+        for supply in self._supplies.values():
+            room = supply.room()
+            if supply.paused or room == 0:
+                continue
+            try:
+                if supply.suspect:
+                    claimed = await self._claim_suspect(supply) or claimed
+                if supply.hot:
+                    claimed = await self._claim(supply, room) or claimed
+                self._backoff.reset()
+            except DatabaseError as error:
+                await self._recover(error)
+        return claimed
+
+    async def _claim(self, supply: Supply, room: int) -> bool:
+        full = supply.marks.full_is_due
+        self._leases += 1
+        lease = Lease(self._worker << 32 | self._leases, 0)
+        started = time.monotonic()
+        batch = await self._session.run(
+            jobs.claim(
+                supply.lane.queue,
+                worker=self._worker,
+                lease=lease.id,
+                kinds=self._kinds,
+                marks=supply.marks.start(full=full),
+                chunks=max(1, min(room, round(room / supply.chunk + 0.5))),
+                limit=room,
+                schema=self._schema,
+            )
+        )
+        supply.marks.scanned(time.monotonic() - started, full=full)
+        self._accept(supply, lease, batch)
+        if len(batch.jobs) < room:
+            await self._look(supply, found=bool(batch.marks))
+        return bool(batch.marks)
+
+    async def _claim_suspect(self, supply: Supply) -> bool:
+        self._leases += 1
+        lease = Lease(self._worker << 32 | self._leases, 0, solo=True)
+        batch = await self._session.run(
+            jobs.claim_suspect(
+                supply.lane.queue, worker=self._worker, lease=lease.id, kinds=self._kinds, schema=self._schema
+            )
+        )
+        self._accept(supply, lease, batch)
+        supply.suspect = bool(batch.jobs)
+        return supply.suspect
+
+    def _accept(self, supply: Supply, lease: Lease, batch: jobs.Batch) -> None:
+        if batch.clock_us is None:
+            return
+        self._clock.set(batch.clock_us)
+        supply.marks.advance(batch.marks)
+        lease.open = len(batch.jobs)
+        if not batch.jobs:  # only void entries: the lease holds nothing
+            self._completer.release(lease)
+            return
+        supply.chunk = max(1.0, len(batch.jobs) / max(1, batch.chunks))
+        now = datetime.fromtimestamp(batch.clock_us / 1e6, UTC)
+        attempts = []
+        for job in batch.jobs:
+            attempt = self._attempt(job, supply.lane, lease)
+            if job.expires_at is not None and job.expires_at <= now:
+                self._completer.report(attempt, Expired())
+            else:
+                self._held[job.id] = attempt
+                attempts.append(attempt)
+        supply.lane.offer(attempts)
+
+    def _attempt(self, job: Claimed, lane: Lane, lease: Lease) -> Attempt:
+        task = self._tasks[job.kind]
+        return Attempt(job, task, lane, lease, self._solo if lease.solo else self._executor_of(task))
+
+    async def _look(self, supply: Supply, *, found: bool) -> None:
+        """The queue gave less than there was room for: is there more, at another priority or locked by others?"""
+        full = supply.marks.full_is_due or not found
+        started = time.monotonic()
+        priorities, more = await self._session.run(
+            jobs.survey(supply.lane.queue, kinds=self._kinds, marks=supply.marks.start(full=full), schema=self._schema)
+        )
+        supply.marks.scanned(time.monotonic() - started, full=full)
+        if priorities:
+            supply.marks.discover(priorities)
+            self._wake.set()
+        elif not more:
+            supply.hot = False
+            supply.empty.reset()
+        elif not found:  # another worker has it locked this instant, or the queue is paused, or our heartbeat is late
+            supply.hot = False
+            self._loop.call_later(supply.empty.next(), self.wake, supply.lane.queue)
+
+    async def _recover(self, error: DatabaseError) -> None:
+        """A claim failed. If its answer was lost it may have been committed: then its jobs are given back."""
+        if not is_outage(error):
+            log.error("claiming failed, will try again: %s", str(error).strip())
+        elif self._backoff.failures == 0:
+            log.warning("the database is away, trying again until it is back: %s", str(error).strip())
+        lost = self._worker << 32 | self._leases
+        while not self._stopping:
+            await asyncio.sleep(self._backoff.next())
+            try:
+                if not await self._session.run(jobs.forget(lost, worker=self._worker, schema=self._schema)):
+                    entries = await self._session.run(jobs.held(lost, schema=self._schema))
+                    held = [(id, claim, lost) for id, claim in entries]
+                    await self._session.run(jobs.give_back(held, whole=[lost], part=[], schema=self._schema))
+                return
+            except DatabaseError as again:
+                log.debug("still away: %s", again)

@@ -1,0 +1,286 @@
+"""Writes down how attempts ended: in batches, fenced, until the database has said yes or no.
+
+Guarantees: an outcome is kept until the database has recorded it or says that the lease or claim is gone; sending one
+twice is harmless (the fence lets only the first through). One bad outcome fails itself, not its batch. A row that
+somebody's transaction holds delays only itself. Attempts that returned nothing (the many) go by `complete`, an array
+each column; all others by `settle`, as one JSON document.
+Never: gives up. While the database is away it holds what it has, and the claimer stops claiming.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import msgspec
+
+from pgqueue.core.outcome import NOTHING, Ended, Outcome, Raised, decide
+from pgqueue.core.states import State
+from pgqueue.db.failure import DatabaseError, is_outage, is_transient
+from pgqueue.db.session import Session
+from pgqueue.engine.backoff import Backoff
+from pgqueue.engine.lane import Attempt, Lease
+from pgqueue.store import jobs
+
+log = logging.getLogger("pgqueue.completer")
+
+BATCH = 1000
+LOCKED_AGAIN = 0.1  # seconds until a row that was locked is tried again
+BACKLOG = 5000  # outcomes not written yet at which no more jobs are claimed
+
+
+@dataclass(slots=True)
+class Ending:
+    """An attempt and how it ended, not written yet. `finished_at` is monotonic."""
+
+    attempt: Attempt
+    ended: Ended
+    finished_at: float
+
+
+class Clock:
+    """The database's time, from the monotonic clock: `offset_us` was taken with the last claim."""
+
+    def __init__(self) -> None:
+        self.offset_us = int((time.time() - time.monotonic()) * 1e6)
+
+    def set(self, database_us: int) -> None:
+        """The database's clock showed `database_us` at most a moment ago; so it is never ahead of it."""
+        self.offset_us = database_us - int(time.monotonic() * 1e6)
+
+    def at(self, monotonic: float) -> int:
+        """Microseconds since 1970 by the database's clock."""
+        return self.offset_us + int(monotonic * 1e6)
+
+
+class Completer:
+    """The loop that writes outcomes.
+
+    on_lost    called with the attempts whose lease or claim was gone
+    on_waiting called with the seconds until a job of ours is due again
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        schema: str,
+        clock: Clock,
+        on_lost: Callable[[Sequence[int]], None],
+        on_waiting: Callable[[float], None],
+    ) -> None:
+        self._session = session
+        self._schema = schema
+        self._clock = clock
+        self._on_lost = on_lost
+        self._on_waiting = on_waiting
+        self._loop = asyncio.get_running_loop()
+        self._reported: deque[Ending] = deque()
+        self._returned: deque[Attempt] = deque()
+        self._released: list[int] = []
+        self._locked: list[tuple[Ending, Outcome]] = []
+        self._wake = asyncio.Event()
+        self._asleep = False
+        self._flushed = asyncio.Event()
+        self._backoff = Backoff(cap=5.0)
+
+    @property
+    def backlog(self) -> int:
+        """Outcomes that are not written yet."""
+        return len(self._reported) + len(self._returned) + len(self._released) + len(self._locked)
+
+    def report(self, attempt: Attempt, ended: Ended) -> None:
+        """An attempt has ended. Called from any thread."""
+        self._reported.append(Ending(attempt, ended, time.monotonic()))
+        self._rouse()
+
+    def give_back(self, attempts: Iterable[Attempt]) -> None:
+        """These were never started: return them to their queue. Called from any thread."""
+        self._returned.extend(attempts)
+        self._rouse()
+
+    def release(self, lease: Lease) -> None:
+        """This lease turned out to hold nothing. On the event loop's thread."""
+        self._released.append(lease.id)
+        self._rouse()
+
+    async def flush(self) -> None:
+        """Wait until all that was reported before is written."""
+        while self.backlog:
+            self._flushed.clear()
+            self._wake.set()
+            await self._flushed.wait()
+
+    async def run(self) -> None:
+        """Write until cancelled."""
+        while True:
+            self._asleep = True
+            if not (self._reported or self._returned or self._released):
+                delay = LOCKED_AGAIN if self._locked else None
+                try:
+                    async with asyncio.timeout(delay):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+            self._wake.clear()
+            self._asleep = False
+            await self._write()
+            self._flushed.set()
+
+    def _rouse(self) -> None:
+        if self._asleep:
+            self._asleep = False  # one call through the loop wakes it for all that is reported meanwhile
+            self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def _write(self) -> None:
+        if self._returned or self._released:
+            await self._write_returned()
+        batch = [self._reported.popleft() for _ in range(min(BATCH, len(self._reported)))]
+        plain = [ending for ending in batch if ending.ended is NOTHING]
+        others, self._locked = self._locked, []
+        others += [(ending, _outcome(ending)) for ending in batch if ending.ended is not NOTHING]
+        if others:
+            await self._settle(others)
+        if plain:
+            await self._complete(plain)
+
+    async def _complete(self, endings: list[Ending]) -> None:
+        at = self._clock.at
+        acks = [
+            jobs.Ack(
+                e.attempt.job.id, e.attempt.job.claim, e.attempt.lease.id, at(e.attempt.started_at), at(e.finished_at)
+            )
+            for e in endings
+        ]
+        acks.sort()  # jobs are locked in id order
+        whole, part = _close(ending.attempt.lease for ending in endings)
+        while True:
+            try:
+                lost = await self._session.run(jobs.complete(acks, whole=whole, part=part, schema=self._schema))
+                break
+            except DatabaseError as error:
+                if is_transient(error):  # a row is locked, or two of us met in a ring: pass over what is locked
+                    _reopen(ending.attempt.lease for ending in endings)
+                    await self._settle([(ending, Outcome(state=State.COMPLETED)) for ending in endings])
+                    return
+                await self._wait_out(error)
+        self._backoff.reset()
+        if lost:
+            self._on_lost(lost)
+
+    async def _settle(self, pairs: list[tuple[Ending, Outcome]]) -> None:
+        """Write outcomes of every kind; those whose rows are locked are kept for later."""
+        leases = [ending.attempt.lease for ending, _ in pairs]
+        whole, part = _close(leases)
+        statement = jobs.settle(self._document(pairs), whole=whole, part=part, schema=self._schema)
+        while True:
+            try:
+                recorded = await self._session.run(statement)
+                break
+            except DatabaseError as error:
+                if _is_poison(error):
+                    _reopen(leases)
+                    await self._isolate(pairs, error)
+                    return
+                await self._wait_out(error)
+        self._backoff.reset()
+        locked = [pair for pair in pairs if recorded.get(pair[0].attempt.job.id) is False]
+        _reopen(ending.attempt.lease for ending, _ in locked)
+        self._locked += locked
+        lost = [ending.attempt.job.id for ending, _ in pairs if ending.attempt.job.id not in recorded]
+        if lost:
+            self._on_lost(lost)
+        delays = [outcome.delay for _, outcome in pairs if outcome.delay is not None]
+        if delays:
+            self._on_waiting(min(delays))
+
+    async def _isolate(self, pairs: list[tuple[Ending, Outcome]], error: DatabaseError) -> None:
+        """PostgreSQL refuses a value among these: find which, and let that attempt alone fail."""
+        if len(pairs) > 1:
+            half = len(pairs) // 2
+            await self._settle(pairs[:half])
+            await self._settle(pairs[half:])
+            return
+        ((ending, outcome),) = pairs
+        text = f"its outcome could not be stored: {error.diag.message_primary}"
+        log.error("job %d: %s", ending.attempt.job.id, text)
+        if outcome.error is None:
+            ending.ended = Raised(ValueError(text))
+            await self._settle([(ending, _outcome(ending))])
+        else:
+            await self._settle([(ending, replace(outcome, error={"type": "Unstorable", "message": text}))])
+
+    async def _write_returned(self) -> None:
+        attempts = [self._returned.popleft() for _ in range(len(self._returned))]
+        held = sorted((a.job.id, a.job.claim, a.lease.id) for a in attempts)
+        released, self._released = self._released, []
+        whole, part = _close(attempt.lease for attempt in attempts)
+        try:
+            await self._session.run(jobs.give_back(held, whole=whole + released, part=part, schema=self._schema))
+            self._backoff.reset()
+        except DatabaseError as error:
+            _reopen(attempt.lease for attempt in attempts)
+            self._returned.extend(attempts)
+            self._released += released
+            await self._wait_out(error)
+
+    def _document(self, pairs: Iterable[tuple[Ending, Outcome]]) -> str:
+        rows = []
+        for ending, outcome in sorted(pairs, key=lambda pair: pair[0].attempt.job.id):
+            attempt = ending.attempt
+            row: dict[str, object] = {
+                "id": attempt.job.id, "claim": attempt.job.claim, "lease": attempt.lease.id,
+                "state": outcome.state.value, "delay": outcome.delay, "attempt_cost": outcome.attempt_cost,
+                "crash_cost": outcome.crash_cost, "solo": outcome.solo or None, "error": outcome.error,
+                "result": None if outcome.result is None else msgspec.Raw(outcome.result.encode()),
+                "finished_at": _instant(self._clock.at(ending.finished_at)),
+            }  # fmt: skip
+            if attempt.started_at:
+                row["started_at"] = _instant(self._clock.at(attempt.started_at))
+            rows.append(row)
+        return msgspec.json.encode(rows).decode()
+
+    async def _wait_out(self, error: DatabaseError) -> None:
+        if not (is_outage(error) or is_transient(error)):
+            log.error("outcomes could not be written, will try again: %s", str(error).strip())
+        elif self._backoff.failures == 0 and is_outage(error):
+            log.warning(
+                "the database is away; %d outcomes are kept until it is back: %s", self.backlog, str(error).strip()
+            )
+        await asyncio.sleep(self._backoff.next())
+
+
+def _outcome(ending: Ending) -> Outcome:
+    job, task = ending.attempt.job, ending.attempt.task
+    retry = task.retry if job.max_attempts is None else replace(task.retry, max_attempts=job.max_attempts)
+    return decide(ending.ended, attempt=job.attempt, crashes=job.crashes, retry=retry)
+
+
+def _close(leases: Iterable[Lease]) -> tuple[list[int], list[int]]:
+    """Count one job of each lease as done with; which leases are so altogether, and which are not?"""
+    seen: dict[int, Lease] = {}
+    for lease in leases:
+        lease.open -= 1
+        seen[lease.id] = lease
+    whole = sorted(id for id, lease in seen.items() if lease.open <= 0)
+    part = sorted(id for id, lease in seen.items() if lease.open > 0)
+    return whole, part
+
+
+def _reopen(leases: Iterable[Lease]) -> None:
+    for lease in leases:
+        lease.open += 1
+
+
+def _is_poison(error: DatabaseError) -> bool:
+    """Is it the data's fault? Classes 22 (data), 23 (constraints) and 54 (limits) of SQLSTATE."""
+    return (error.sqlstate or "")[:2] in ("22", "23", "54") and not is_outage(error)
+
+
+def _instant(microseconds: int) -> datetime:
+    return datetime.fromtimestamp(microseconds / 1e6, UTC)

@@ -1,0 +1,208 @@
+"""Where attempts run: coroutines on the event loop, functions in threads. (`processes` has the third.)
+
+Both run one attempt after another in the same coroutine or thread while the lane has work for them, and report how
+each `Ended`. An executor knows nothing of the database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import queue
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Sequence
+
+from pgqueue.core.outcome import NOTHING, Asked, Ended, Interrupted, Raised, Returned, TimedOut
+from pgqueue.core.states import Verb
+from pgqueue.engine.lane import Attempt, Reason
+from pgqueue.extension import Around
+from pgqueue.tasks.json_text import encode_result
+
+Report = Callable[[Attempt, Ended], None]
+YIELD_EVERY = 64  # jobs that a coroutine runs before it lets others on the event loop
+
+current_attempt: contextvars.ContextVar[Attempt] = contextvars.ContextVar("pgqueue_attempt")
+
+
+def call_arguments(
+    attempt: Attempt, make_context: Callable[[Attempt], object]
+) -> tuple[list[object], dict[str, object]]:
+    """The decoded arguments of an attempt, after its context if the task takes one.
+
+    raises  InvalidArguments, InvalidJob if the stored arguments do not fit the task's signature (any more)
+    """
+    task = attempt.task
+    args, kwargs = task.codec.call_args(attempt.job.args)
+    if task.takes_context:
+        return [make_context(attempt), *args], kwargs
+    return args, kwargs
+
+
+def returned(value: object) -> Ended:
+    """The end of an attempt that returned `value`; a value that JSON can't hold is the attempt's failure."""
+    if value is None:
+        return NOTHING
+    try:
+        text = encode_result(value)
+    except Exception as error:
+        return Raised(error)
+    return NOTHING if text is None else Returned(text.decode())
+
+
+def raised(error: BaseException, attempt: Attempt) -> Ended:
+    """The end of an attempt that raised: its interruption, if it was asked to end, else a failure."""
+    match attempt.reason:
+        case Reason.TIMEOUT:
+            return TimedOut(attempt.timeout or 0.0)
+        case Reason.CANCEL:
+            return Asked(Verb.CANCEL, error)
+        case Reason.STOP:
+            return Asked(Verb.STOP, error)
+        case Reason.SHUTDOWN | Reason.LOST:
+            return Interrupted()
+    text = "".join(traceback.format_exception(error, limit=-50))
+    return Raised(error, text)
+
+
+class AsyncExecutor:
+    """Runs `async def` tasks as coroutines of the worker's event loop.
+
+    A job runs in the asyncio task of the job before it, which saves a third of the cost of a no-op job on Python 3.11;
+    a job that left context variables changed, or was interrupted, takes its asyncio task with it.
+    """
+
+    def __init__(self, report: Report, make_context: Callable[[Attempt], object], around: Sequence[Around]) -> None:
+        self._report = report
+        self._make_context = make_context
+        self._around = around
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._clean = contextvars.copy_context()
+
+    def start(self, attempt: Attempt) -> None:
+        """Run it; see `Executor`."""
+        if threading.get_ident() == self._loop_thread:
+            self._spawn(attempt)
+        else:
+            self._loop.call_soon_threadsafe(self._spawn, attempt)
+
+    @property
+    def _loop_thread(self) -> int | None:
+        return getattr(self._loop, "_thread_id", None)
+
+    def _spawn(self, attempt: Attempt) -> None:
+        task = self._loop.create_task(self._run(attempt), context=self._clean.copy())
+        self._tasks.add(task)  # the loop itself keeps only weak references
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, attempt: Attempt) -> None:
+        current = asyncio.current_task()
+        assert current is not None
+        before = contextvars.copy_context()
+        upcoming: Attempt | None = attempt
+        count = 0
+        while upcoming is not None:
+            attempt = upcoming
+            self._report(attempt, await self._attempt(attempt, current))
+            upcoming = attempt.lane.next(self)
+            if attempt.reason is not None or contextvars.copy_context() != before:
+                break
+            count += 1
+            if count % YIELD_EVERY == 0:
+                await asyncio.sleep(0)
+        if upcoming is not None:
+            self._spawn(upcoming)
+
+    async def _attempt(self, attempt: Attempt, current: asyncio.Task[None]) -> Ended:
+        attempt.begin()
+        attempt.on_interrupt = current.cancel
+        token = current_attempt.set(attempt)
+        try:
+            if attempt.reason is not None:  # asked to end before it began
+                return raised(asyncio.CancelledError(), attempt)
+            args, kwargs = call_arguments(attempt, self._make_context)
+            if not self._around:
+                return returned(await attempt.task.fn(*args, **kwargs))  # type: ignore[misc]
+            return returned(await self._wrapped(attempt, args, kwargs))
+        except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and attempt.reason is None and current.cancelling():
+                attempt.reason = Reason.SHUTDOWN  # somebody ends the event loop under us
+            return raised(error, attempt)
+        finally:
+            attempt.on_interrupt = None
+            current_attempt.reset(token)
+
+    async def _wrapped(self, attempt: Attempt, args: list[object], kwargs: dict[str, object]) -> object:
+        async def innermost() -> object:
+            return await attempt.task.fn(*args, **kwargs)  # type: ignore[misc]
+
+        return await _nested(self._around, attempt, innermost)
+
+
+def _nested(around: Sequence[Around], attempt: Attempt, call: Callable[[], Awaitable[object]]) -> Awaitable[object]:
+    for middleware in reversed(around):
+        call = _layer(middleware, attempt, call)
+    return call()
+
+
+def _layer(
+    middleware: Around, attempt: Attempt, call: Callable[[], Awaitable[object]]
+) -> Callable[[], Awaitable[object]]:
+    return lambda: middleware(attempt, call)
+
+
+class ThreadExecutor:
+    """Runs plain functions in threads, each until there is nothing more for it.
+
+    A thread can't be stopped from outside: an interrupted attempt keeps its slot until its function looks at its
+    context (every call of which raises then) or returns.
+    """
+
+    def __init__(
+        self, report: Report, make_context: Callable[[Attempt], object], run: Callable[[Attempt], Ended] | None = None
+    ) -> None:
+        self._report = report
+        self._make_context = make_context
+        self._run_one = run or self._call
+        self._inbox: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = 0
+        self._threads = 0
+
+    def start(self, attempt: Attempt) -> None:
+        """Run it; see `Executor`."""
+        with self._lock:
+            if self._idle > 0:
+                self._idle -= 1
+            else:
+                self._threads += 1
+                threading.Thread(target=self._work, name=f"pgqueue-{self._threads}", daemon=True).start()
+        self._inbox.put(attempt)
+
+    def close(self) -> None:
+        """Let idle threads end; busy ones end with their attempt."""
+        for _ in range(self._threads):
+            self._inbox.put(None)
+
+    def _work(self) -> None:
+        while (attempt := self._inbox.get()) is not None:
+            upcoming: Attempt | None = attempt
+            while upcoming is not None:
+                attempt = upcoming
+                attempt.begin()
+                ended = contextvars.copy_context().run(self._run_one, attempt)
+                self._report(attempt, ended)
+                upcoming = attempt.lane.next(self)
+            with self._lock:
+                self._idle += 1
+
+    def _call(self, attempt: Attempt) -> Ended:
+        current_attempt.set(attempt)
+        try:
+            if attempt.reason is not None:
+                return raised(InterruptedError(), attempt)
+            args, kwargs = call_arguments(attempt, self._make_context)
+            return returned(attempt.task.fn(*args, **kwargs))
+        except BaseException as error:  # SystemExit too is the task's failure, not the worker's
+            return raised(error, attempt)

@@ -1,0 +1,156 @@
+"""A worker's side of one queue: the jobs it holds, and how many of them run at once.
+
+A Lane keeps the order of the claim and never runs more than `limit` attempts, whichever executors they need. An
+executor that ends an attempt takes the next one straight from the lane, in its own thread: no hop through the event
+loop for each job. All of a Lane may be called from any thread, except where it says otherwise.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Protocol
+
+from pgqueue.core.job import Claimed
+from pgqueue.tasks.task import Task
+
+FOREVER = float("inf")
+
+
+class Reason(StrEnum):
+    """Why a running attempt is being interrupted."""
+
+    TIMEOUT = "timeout"
+    CANCEL = "cancel"
+    STOP = "stop"
+    SHUTDOWN = "shutdown"
+    LOST = "lost"  # the lease may be another's by now
+
+
+class Lease:
+    """A claimed batch. `open` counts its jobs that are neither reported nor given back."""
+
+    __slots__ = ("id", "open", "solo")
+
+    def __init__(self, id: int, open: int, *, solo: bool = False) -> None:
+        self.id = id
+        self.open = open
+        self.solo = solo
+
+
+class Executor(Protocol):
+    """Runs attempts and reports each to the completer; then takes the lane's next one, if it is for this executor."""
+
+    def start(self, attempt: Attempt) -> None:
+        """Run it. Called from any thread."""
+
+
+class Attempt:
+    """One attempt at one job, from claim to outcome.
+
+    started_at    monotonic seconds; 0 while it waits in the lane
+    deadline      monotonic seconds at which its time-out strikes
+    reason        why it is being interrupted; None: it is not. The first reason stands
+    on_interrupt  how its executor makes it end, set while it runs; called by the event loop's thread
+    """
+
+    __slots__ = (
+        "asked_at", "deadline", "executor", "job", "lane", "lease", "on_interrupt", "reason", "started_at", "task",
+    )  # fmt: skip
+
+    def __init__(self, job: Claimed, task: Task[..., object], lane: Lane, lease: Lease, executor: Executor) -> None:
+        self.job = job
+        self.task = task
+        self.lane = lane
+        self.lease = lease
+        self.executor = executor
+        self.started_at = 0.0
+        self.deadline = FOREVER
+        self.reason: Reason | None = None
+        self.asked_at = 0.0
+        self.on_interrupt: Callable[[], object] | None = None
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds it may take: the job's own limit, else its task's."""
+        return self.job.timeout or self.task.timeout
+
+    def begin(self) -> None:
+        """Its executor starts it now."""
+        self.started_at = time.monotonic()
+        timeout = self.job.timeout or self.task.timeout
+        if timeout:
+            self.deadline = self.started_at + timeout
+
+    def interrupt(self, reason: Reason) -> None:
+        """Ask it to end. On the event loop's thread."""
+        if self.reason is None:
+            self.reason = reason
+            self.asked_at = time.monotonic()
+            if self.on_interrupt is not None:
+                self.on_interrupt()
+
+
+class Lane:
+    """The held jobs of one queue.
+
+    limit     attempts at once
+    on_low    called (from any thread) when the buffer falls to `low_water`: time to claim more
+    finished  attempts ended so far; the claimer measures its rate by it
+    """
+
+    __slots__ = ("_lock", "buffer", "finished", "limit", "low_water", "on_low", "open", "queue", "running")
+
+    def __init__(self, queue: str, limit: int, on_low: Callable[[], None]) -> None:
+        self.queue = queue
+        self.limit = limit
+        self.on_low = on_low
+        self.low_water = 0
+        self.buffer: deque[Attempt] = deque()
+        self.running = 0
+        self.finished = 0
+        self.open = True
+        self._lock = threading.Lock()
+
+    def offer(self, attempts: list[Attempt]) -> None:
+        """Take in claimed jobs, and start as many as the limit allows."""
+        self.buffer.extend(attempts)
+        self.start_more()
+
+    def start_more(self) -> None:
+        """Start waiting attempts while there are free slots."""
+        while True:
+            with self._lock:
+                if not self.buffer or self.running >= self.limit or not self.open:
+                    return
+                attempt = self.buffer.popleft()
+                self.running += 1
+            attempt.executor.start(attempt)
+
+    def next(self, executor: Executor) -> Attempt | None:
+        """An attempt of `executor` has ended: its slot goes to the next one, returned if it is for that executor."""
+        with self._lock:
+            self.finished += 1
+            if self.open and self.buffer and self.buffer[0].executor is executor and self.running <= self.limit:
+                attempt = self.buffer.popleft()
+                low = len(self.buffer) == self.low_water
+            else:
+                attempt = None
+                self.running -= 1
+                low = True
+        if attempt is None:
+            self.start_more()
+        if low:
+            self.on_low()
+        return attempt
+
+    def drop(self, chosen: Callable[[Attempt], bool] = lambda attempt: True) -> list[Attempt]:
+        """Remove attempts that have not started, and return them."""
+        with self._lock:
+            dropped = [attempt for attempt in self.buffer if chosen(attempt)]
+            kept = [attempt for attempt in self.buffer if not chosen(attempt)]
+            self.buffer = deque(kept)
+        return dropped

@@ -1,0 +1,325 @@
+"""A worker: one process (or part of one) that runs jobs. Puts the engine's parts together and ends them in order.
+
+Guarantees: it comes back after any outage of the database. When it can't be sure of its lease any more it stops by
+itself (`lease` less a margin after the last acknowledged heartbeat): claims nothing, gives back what waits, interrupts
+what runs. When asked to stop it hands back what has not started, lets the rest finish for `grace` seconds, then
+interrupts it; nothing of that costs a job an attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from pgqueue.core.outcome import Asked, Ended, Interrupted
+from pgqueue.core.states import Verb
+from pgqueue.db.failure import DatabaseError, is_outage
+from pgqueue.db.listen import Listener
+from pgqueue.db.session import Session
+from pgqueue.engine.backoff import Backoff
+from pgqueue.engine.claimer import Claimer
+from pgqueue.engine.completer import Clock, Completer
+from pgqueue.engine.executors import AsyncExecutor, ThreadExecutor
+from pgqueue.engine.heartbeat import Heartbeat
+from pgqueue.engine.lane import FOREVER, Attempt, Executor, Lane, Reason
+from pgqueue.extension import Around
+from pgqueue.store import cluster
+from pgqueue.store.statement import Statement
+from pgqueue.tasks.task import Task
+
+log = logging.getLogger("pgqueue.worker")
+
+LOOKS = (0.0, 0.005, 0.025, 0.1, 0.5)  # seconds after lying down at which to look for what was being committed then
+INTERRUPTED_WAIT = 2.0  # seconds that interrupted attempts get to end
+FLUSH_WAIT = 10.0
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """How a worker works.
+
+    queues      name -> how many of its jobs run at once
+    lease       seconds for which its jobs stay its own after a heartbeat; it gives up `margin` seconds earlier
+    grace       seconds that running jobs get when it is stopped
+    dsn         for claiming and completing; `pooled`: there is a PgBouncer in transaction mode behind it
+    direct_dsn  for LISTEN; None: it polls
+    """
+
+    queues: Mapping[str, int]
+    dsn: str
+    direct_dsn: str | None
+    pooled: bool = False
+    schema: str = "pgqueue"
+    name: str | None = None
+    lease: float = 15.0
+    margin: float = 4.0
+    grace: float = 20.0
+    around: Sequence[Around] = field(default=())
+
+
+class Worker:
+    """One worker. Use it for one `run`."""
+
+    def __init__(
+        self,
+        options: WorkerOptions,
+        *,
+        tasks: Mapping[str, Task[..., object]],
+        make_context: Callable[[Attempt], object],
+        make_process_executor: Callable[[Callable[[Attempt, Ended], None]], Executor] | None = None,
+    ) -> None:
+        self.options = options
+        self._tasks = tasks
+        self._make_context = make_context
+        self._make_process_executor = make_process_executor
+        self._held: dict[int, Attempt] = {}
+        self._doubtful: list[int] = []
+        self._fenced = False
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self.ready = asyncio.Event()  # it has a worker row and claims
+        self.id = 0
+
+    def stop(self) -> None:
+        """Stop in order; a second call: at once. On the event loop's thread."""
+        if self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Work until stopped."""
+        self._identity = _identity(self.options, sorted(self._tasks))
+        if not await self._register():
+            return
+        log.info("worker %s (%d) takes from %s", self._identity.name, self.id, ", ".join(self.options.queues))
+        self._assemble()
+        self._heartbeat.start()
+        try:
+            await self._work()
+        finally:
+            await asyncio.to_thread(self._heartbeat.stop)
+            await self._sign_off()
+
+    async def _register(self) -> bool:
+        backoff = Backoff()
+        session = self._session("register")
+        while not self._stop.is_set():
+            try:
+                self.id = await session.run(cluster.register(self._identity, schema=self.options.schema))
+                await session.close()
+                return True
+            except DatabaseError as error:
+                if not is_outage(error):
+                    raise
+                log.warning("the database can't be reached, trying again: %s", str(error).strip())
+                await self._pause(backoff.next())
+        return False
+
+    def _assemble(self) -> None:
+        loop = asyncio.get_running_loop()
+        options = self.options
+        self._clock = Clock()
+        self._heartbeat = Heartbeat(
+            options.dsn, pooled=options.pooled, schema=options.schema, worker=self.id, identity=self._identity,
+            running=lambda: sum(lane.running for lane in self._lanes), doubtful=self._take_doubtful,
+            on_pulse=lambda pulse: loop.call_soon_threadsafe(self._pulsed, pulse),
+        )  # fmt: skip
+        self._completer = Completer(
+            self._session("complete"), schema=options.schema, clock=self._clock, on_lost=self._lost,
+            on_waiting=self._heartbeat.hurry,
+        )  # fmt: skip
+        self._lanes = [Lane(queue, limit, self._low) for queue, limit in options.queues.items()]
+        self._executors: dict[str, Executor] = {
+            "async": AsyncExecutor(self._report, self._make_context, options.around),
+            "thread": ThreadExecutor(self._report, self._make_context),
+        }
+        if self._make_process_executor is not None:
+            self._executors["process"] = self._make_process_executor(self._report)
+        else:
+            self._executors["process"] = self._executors["thread"]
+        self._claimer = Claimer(
+            self._session("claim"), schema=options.schema, worker=self.id, lanes=self._lanes, tasks=self._tasks,
+            completer=self._completer, clock=self._clock, executor_of=lambda task: self._executors[task.executor],
+            solo=self._executors["process"], held=self._held,
+        )  # fmt: skip
+
+    async def _work(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            background = [group.create_task(self._completer.run()), group.create_task(self._watch())]
+            gate: Callable[[bool], None] = lambda want: None  # noqa: E731
+            if self.options.direct_dsn is None:
+                log.warning("no direct connection is configured: polling instead of LISTEN")
+            else:
+                listener = self._listener(self.options.direct_dsn)
+                gate = listener.want_gate
+                background.append(group.create_task(listener.run()))
+            claiming = group.create_task(self._claimer.run(gate))
+            self.ready.set()
+            await self._stop.wait()
+            await self._wind_down(claiming)
+            for task in background:
+                task.cancel()
+
+    def _listener(self, dsn: str) -> Listener:
+        loop = asyncio.get_running_loop()
+
+        def look_soon() -> None:
+            for delay in LOOKS:
+                loop.call_later(delay, self._claimer.wake_all)
+
+        listener = Listener(
+            dsn, schema=self.options.schema, queues=list(self.options.queues),
+            on_ready=lambda queue: self._claimer.wake_all() if queue is None else self._claimer.wake(queue),
+            on_control=self._told,
+        )  # fmt: skip
+        listener.on_gate = look_soon
+        return listener
+
+    async def _wind_down(self, claiming: asyncio.Task[None]) -> None:
+        log.info("stopping: %d jobs are running", sum(lane.running for lane in self._lanes))
+        self._claimer.stop()
+        for lane in self._lanes:
+            lane.open = False
+        self._return_waiting()
+        await claiming
+        self._return_waiting()
+        await self._until_idle(self.options.grace, self._stop_now)
+        for attempt in list(self._held.values()):
+            attempt.interrupt(Reason.SHUTDOWN)
+        await self._until_idle(INTERRUPTED_WAIT)
+        for attempt in list(
+            self._held.values()
+        ):  # threads that do not look at their context: they end with the process
+            log.warning("job %d (%s) did not stop; it is given back all the same", attempt.job.id, attempt.job.kind)
+            self._report(attempt, Interrupted())
+        try:
+            async with asyncio.timeout(FLUSH_WAIT):
+                await self._completer.flush()
+        except TimeoutError:
+            log.error("the database is away: %d outcomes could not be written", self._completer.backlog)
+
+    def _return_waiting(self) -> None:
+        for lane in self._lanes:
+            self._give_back(lane.drop())
+
+    def _give_back(self, attempts: Sequence[Attempt]) -> None:
+        for attempt in attempts:
+            self._held.pop(attempt.job.id, None)
+        self._completer.give_back(attempts)
+
+    async def _until_idle(self, seconds: float, or_event: asyncio.Event | None = None) -> None:
+        deadline = time.monotonic() + seconds
+        while self._held and time.monotonic() < deadline and not (or_event and or_event.is_set()):
+            await self._pause(0.02, or_event)
+
+    async def _pause(self, seconds: float, event: asyncio.Event | None = None) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await (event or self._stop).wait() if event or not self._stop.is_set() else await asyncio.sleep(seconds)
+        except TimeoutError:
+            pass
+
+    async def _sign_off(self) -> None:
+        session = self._session("sign off")
+        try:
+            async with asyncio.timeout(5):
+                await session.run(cluster.sign_off(self.id, schema=self.options.schema))
+        except (DatabaseError, TimeoutError) as error:
+            log.warning("could not sign off; the lease runs out by itself: %s", error)
+        finally:
+            await session.close()
+
+    # What the parts tell each other -------------------------------------------------------------------------------
+
+    def _report(self, attempt: Attempt, ended: Ended) -> None:
+        """An executor: an attempt has ended. Any thread. Only the first report about an attempt counts."""
+        if self._held.pop(attempt.job.id, None) is not None:
+            self._completer.report(attempt, ended)
+
+    def _low(self) -> None:
+        self._claimer.low()
+
+    def _lost(self, ids: Sequence[int]) -> None:
+        log.warning("%d outcomes came too late, their jobs belong to others or were closed: %s", len(ids), ids[:20])
+
+    def _told(self, what: str | None) -> None:
+        """A control notification: look, and if it names a job of ours, find out about that one."""
+        if what is not None and what.isdecimal():
+            if int(what) not in self._held:
+                return
+            self._doubtful.append(int(what))
+        self._heartbeat.hurry()
+
+    def _take_doubtful(self) -> Sequence[int]:
+        taken, self._doubtful = self._doubtful, []
+        return taken
+
+    def _pulsed(self, pulse: cluster.Pulse) -> None:
+        self._claimer.pulse(busy=pulse.busy, suspect=pulse.suspect, paused=pulse.paused)
+        for id, verb in pulse.requests.items():
+            self._ask(id, verb)
+        for id in pulse.closed:
+            if id in self._held:
+                self._held[id].interrupt(Reason.LOST)
+        if pulse.paused:
+            for lane in self._lanes:
+                if lane.queue in pulse.paused:
+                    self._give_back(lane.drop())
+
+    def _ask(self, id: int, verb: Verb) -> None:
+        attempt = self._held.get(id)
+        if attempt is None:
+            return
+        if attempt.started_at:
+            attempt.interrupt(Reason.CANCEL if verb is Verb.CANCEL else Reason.STOP)
+        for waiting in attempt.lane.drop(lambda a: a is attempt):
+            self._report(waiting, Asked(verb))
+
+    async def _watch(self) -> None:
+        """Time-outs, and the worker's own lease."""
+        while True:
+            now = time.monotonic()
+            nearest = FOREVER
+            for attempt in list(self._held.values()):
+                if attempt.started_at and attempt.deadline <= now:
+                    attempt.interrupt(Reason.TIMEOUT)
+                elif attempt.deadline < nearest:
+                    nearest = attempt.deadline
+            overdue = now - self._heartbeat.last_beat > self.options.lease - self.options.margin
+            if overdue is not self._fenced:
+                self._fence(overdue)
+            await asyncio.sleep(0.05 if nearest - now < 2 else 0.5)
+
+    def _fence(self, overdue: bool) -> None:
+        self._fenced = overdue
+        self._claimer.allowed = not overdue
+        if not overdue:
+            log.warning("heartbeats are acknowledged again")
+            return
+        log.error(
+            "no heartbeat was acknowledged for %.0f s: interrupting all jobs, others may run them",
+            self.options.lease - self.options.margin,
+        )
+        self._return_waiting()
+        for attempt in list(self._held.values()):
+            attempt.interrupt(Reason.LOST)
+
+    def _session(self, role: str) -> Session:
+        return Session(self.options.dsn, role=role, pooled=self.options.pooled)
+
+
+def _identity(options: WorkerOptions, kinds: Sequence[str]) -> cluster.Identity:
+    host = socket.gethostname()
+    return cluster.Identity(
+        name=options.name or f"{host}:{os.getpid()}", host=host, pid=os.getpid(), version=VERSION,
+        lease=options.lease, queues=dict(options.queues), kinds=kinds,
+    )  # fmt: skip
+
+
+__all__ = ["Statement", "Worker", "WorkerOptions"]
