@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pgqueue.context import AsyncContext, BaseContext, Context, RunningJob, make_current, read_metadata
+from pgqueue.context import AsyncContext, BaseContext, Context, RunningJob, read_metadata
 from pgqueue.db.connect import is_outage, resolve_dsn
 from pgqueue.db.failure import DatabaseError
 from pgqueue.db.pool import AsyncPool, Pool
@@ -77,5 +77,3 @@ def context_of(attempt: Attempt, parts: Parts) -> BaseContext:
         return AsyncContext(running, attempt, lend=parts.apool.connection)
     return Context(running, attempt, lend=parts.pool.connection)
 
-
-__all__ = ["Parts", "assemble", "context_of", "make_current"]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -20,6 +19,7 @@ from psycopg.rows import TupleRow
 
 from pgqueue.core.signals import Cancel
 from pgqueue.errors import LeaseLost, PgqueueError
+from pgqueue.extension import context_here
 
 Mode = Literal["worker", "local", "test"]
 
@@ -137,15 +137,12 @@ class AsyncContext(BaseContext):
         return self._lend()
 
 
-make_current: ContextVar[Callable[[], BaseContext]] = ContextVar("pgqueue_context")
-
-
 def current_context() -> Context | AsyncContext:
     """The context of the task that is running here: `Context` in a plain function, `AsyncContext` in a coroutine.
 
     raises  PgqueueError outside of a task
     """
-    make = make_current.get(None)
+    make = context_here.get(None)
     if make is None:
         raise PgqueueError("there is no context here: current_context() works only inside a running task")
     context = make()

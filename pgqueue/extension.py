@@ -7,7 +7,11 @@ commits, `services` run beside the worker, `observe` sees events. `app.py` lists
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Protocol
+
+# Makes the context of the attempt that is running here; set by executors, read by pgqueue.current_context().
+context_here: ContextVar[Callable[[], object]] = ContextVar("pgqueue_context")
 
 
 class Around(Protocol):

@@ -10,6 +10,7 @@ time, and of long ones no more are held than will start soon. What is ahead is g
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from pgqueue.engine.completer import BACKLOG, Clock, Completer
 from pgqueue.engine.lane import Attempt, Executor, Lane, Lease
 from pgqueue.engine.marks import Marks
 from pgqueue.store import jobs
+from pgqueue.store.arrays import text_array
 from pgqueue.tasks.task import Task
 
 log = logging.getLogger("pgqueue.claimer")
@@ -90,14 +92,14 @@ class Claimer:
         clock: Clock,
         executor_of: Callable[[Task[..., object]], Executor],
         solo: Executor,
-        held: dict[int, Attempt],
+        held: set[Attempt],
     ) -> None:
         self._session = session
         self._schema = schema
         self._worker = worker
         self._supplies = {lane.queue: Supply(lane) for lane in lanes}
         self._tasks = tasks
-        self._kinds = sorted(tasks)
+        self._kinds = text_array(sorted(tasks))
         self._completer = completer
         self._clock = clock
         self._executor_of = executor_of
@@ -137,7 +139,8 @@ class Claimer:
         """A lane has room. Called from any thread."""
         if self._asleep:
             self._asleep = False
-            self._loop.call_soon_threadsafe(self._wake.set)
+            with contextlib.suppress(RuntimeError):  # a thread that outlived the worker
+                self._loop.call_soon_threadsafe(self._wake.set)
 
     def stop(self) -> None:
         """Claim no more: `run` returns when the claim under way has been answered."""
@@ -230,7 +233,7 @@ class Claimer:
             if job.expires_at is not None and job.expires_at <= now:
                 self._completer.report(attempt, Expired())
             else:
-                self._held[job.id] = attempt
+                self._held.add(attempt)
                 attempts.append(attempt)
         supply.lane.offer(attempts)
 

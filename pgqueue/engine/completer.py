@@ -10,6 +10,7 @@ Never: gives up. While the database is away it holds what it has, and the claime
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -83,6 +84,7 @@ class Completer:
         self._reported: deque[Ending] = deque()
         self._returned: deque[Attempt] = deque()
         self._released: list[int] = []
+        self._in_hand = 0
         self._locked: list[tuple[Ending, Outcome]] = []
         self._wake = asyncio.Event()
         self._asleep = False
@@ -92,7 +94,8 @@ class Completer:
     @property
     def backlog(self) -> int:
         """Outcomes that are not written yet."""
-        return len(self._reported) + len(self._returned) + len(self._released) + len(self._locked)
+        waiting = len(self._reported) + len(self._returned) + len(self._released) + len(self._locked)
+        return waiting + self._in_hand
 
     def report(self, attempt: Attempt, ended: Ended) -> None:
         """An attempt has ended. Called from any thread."""
@@ -130,17 +133,20 @@ class Completer:
             self._wake.clear()
             self._asleep = False
             await self._write()
+            self._in_hand = 0
             self._flushed.set()
 
     def _rouse(self) -> None:
         if self._asleep:
             self._asleep = False  # one call through the loop wakes it for all that is reported meanwhile
-            self._loop.call_soon_threadsafe(self._wake.set)
+            with contextlib.suppress(RuntimeError):  # a thread that outlived the worker: nobody writes any more
+                self._loop.call_soon_threadsafe(self._wake.set)
 
     async def _write(self) -> None:
         if self._returned or self._released:
             await self._write_returned()
         batch = [self._reported.popleft() for _ in range(min(BATCH, len(self._reported)))]
+        self._in_hand = len(batch)
         plain = [ending for ending in batch if ending.ended is NOTHING]
         others, self._locked = self._locked, []
         others += [(ending, _outcome(ending)) for ending in batch if ending.ended is not NOTHING]

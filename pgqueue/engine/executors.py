@@ -12,17 +12,16 @@ import queue
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from pgqueue.core.outcome import NOTHING, Asked, Ended, Interrupted, Raised, Returned, TimedOut
 from pgqueue.core.states import Verb
 from pgqueue.engine.lane import Attempt, Reason
-from pgqueue.extension import Around
+from pgqueue.extension import Around, context_here
 from pgqueue.tasks.json_text import encode_result
 
 Report = Callable[[Attempt, Ended], None]
 YIELD_EVERY = 64  # jobs that a coroutine runs before it lets others on the event loop
-
-current_attempt: contextvars.ContextVar[Attempt] = contextvars.ContextVar("pgqueue_attempt")
 
 
 def call_arguments(
@@ -117,7 +116,7 @@ class AsyncExecutor:
     async def _attempt(self, attempt: Attempt, current: asyncio.Task[None]) -> Ended:
         attempt.begin()
         attempt.on_interrupt = current.cancel
-        token = current_attempt.set(attempt)
+        token = context_here.set(partial(self._make_context, attempt))
         try:
             if attempt.reason is not None:  # asked to end before it began
                 return raised(asyncio.CancelledError(), attempt)
@@ -131,7 +130,7 @@ class AsyncExecutor:
             return raised(error, attempt)
         finally:
             attempt.on_interrupt = None
-            current_attempt.reset(token)
+            context_here.reset(token)
 
     async def _wrapped(self, attempt: Attempt, args: list[object], kwargs: dict[str, object]) -> object:
         async def innermost() -> object:
@@ -157,14 +156,21 @@ class ThreadExecutor:
 
     A thread can't be stopped from outside: an interrupted attempt keeps its slot until its function looks at its
     context (every call of which raises then) or returns.
+
+    run  does that instead, for the executor of processes; `end` is called by each of its threads as it ends
     """
 
     def __init__(
-        self, report: Report, make_context: Callable[[Attempt], object], run: Callable[[Attempt], Ended] | None = None
+        self,
+        report: Report,
+        make_context: Callable[[Attempt], object],
+        run: Callable[[Attempt], Ended] | None = None,
+        end: Callable[[], None] = lambda: None,
     ) -> None:
         self._report = report
         self._make_context = make_context
         self._run_one = run or self._call
+        self._end = end
         self._inbox: queue.SimpleQueue[Attempt | None] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._idle = 0
@@ -196,9 +202,10 @@ class ThreadExecutor:
                 upcoming = attempt.lane.next(self)
             with self._lock:
                 self._idle += 1
+        self._end()
 
     def _call(self, attempt: Attempt) -> Ended:
-        current_attempt.set(attempt)
+        context_here.set(partial(self._make_context, attempt))
         try:
             if attempt.reason is not None:
                 return raised(InterruptedError(), attempt)

@@ -17,6 +17,7 @@ from typing import TypeVar
 from pgqueue.db.failure import DatabaseError, is_outage
 from pgqueue.db.session import SyncSession
 from pgqueue.engine.backoff import Backoff
+from pgqueue.engine.lane import FOREVER
 from pgqueue.store import cluster
 from pgqueue.store.statement import Statement
 
@@ -102,13 +103,14 @@ class Heartbeat:
 
     def _sleep(self, seconds: float) -> None:
         with self._wake:
-            self._wake_at = time.monotonic() + seconds
+            self._wake_at = min(self._wake_at, time.monotonic() + seconds)
             while not self._stopping and (left := self._wake_at - time.monotonic()) > 0:
                 self._wake.wait(left)
 
     def _beat(self) -> float:
         """Beat once and do what is due; returns the seconds until the next beat."""
         sent = time.monotonic()
+        self._wake_at = FOREVER  # who calls hurry() from here on is not content with this beat
         pulse = self._run(
             cluster.pulse(
                 self._worker,
@@ -123,26 +125,23 @@ class Heartbeat:
             self._run(cluster.revive(self._worker, self._identity, schema=self._schema))
         self.last_beat = sent
         self._on_pulse(pulse)
-        if pulse.orphans:
-            self._rescue()
-        if (
-            pulse.due_in is not None
-            and pulse.due_in <= 0
-            and self._run(cluster.stage(STAGE, schema=self._schema)) == STAGE
-        ):
-            return 0.0
+        if pulse.orphans_in is not None and pulse.orphans_in <= 0:
+            self.hurry(self._rescue())
+        if pulse.due_in is not None and pulse.due_in <= 0:
+            staged = self._run(cluster.stage(STAGE, schema=self._schema))
+            self.hurry(0.0 if staged == STAGE else BEAT)
         if sent - self._tidied > TIDY_EVERY:
             self._tidied = sent
             self._run(cluster.tidy(schema=self._schema))
-        due_in = BEAT if pulse.due_in is None or pulse.due_in <= 0 else pulse.due_in
-        return max(0.0, min(BEAT, due_in) - (time.monotonic() - sent))
+        soon = [seconds for seconds in (pulse.due_in, pulse.orphans_in) if seconds is not None and seconds > 0]
+        return max(0.0, min(BEAT, *soon) - (time.monotonic() - sent)) if soon else BEAT
 
-    def _rescue(self) -> None:
+    def _rescue(self) -> float:
+        """Take jobs from dead workers; returns the seconds until it is worth another try."""
         rescued, left = self._run(cluster.rescue(schema=self._schema))
         if rescued:
             log.warning("took %d jobs from workers that stopped sending heartbeats", rescued)
-        if rescued and not left:
-            self._wake_at = 0.0
+        return 0.0 if rescued and not left else BEAT
 
     def _run(self, statement: Statement[T]) -> T:
         return self._session.run(statement)

@@ -78,7 +78,7 @@ class Worker:
         self._tasks = tasks
         self._make_context = make_context
         self._make_process_executor = make_process_executor
-        self._held: dict[int, Attempt] = {}
+        self._held: set[Attempt] = set()
         self._doubtful: list[int] = []
         self._fenced = False
         self._stop = asyncio.Event()
@@ -190,12 +190,10 @@ class Worker:
         await claiming
         self._return_waiting()
         await self._until_idle(self.options.grace, self._stop_now)
-        for attempt in list(self._held.values()):
+        for attempt in list(self._held):
             attempt.interrupt(Reason.SHUTDOWN)
         await self._until_idle(INTERRUPTED_WAIT)
-        for attempt in list(
-            self._held.values()
-        ):  # threads that do not look at their context: they end with the process
+        for attempt in list(self._held):  # threads that do not look at their context: they end with the process
             log.warning("job %d (%s) did not stop; it is given back all the same", attempt.job.id, attempt.job.kind)
             self._report(attempt, Interrupted())
         try:
@@ -209,8 +207,7 @@ class Worker:
             self._give_back(lane.drop())
 
     def _give_back(self, attempts: Sequence[Attempt]) -> None:
-        for attempt in attempts:
-            self._held.pop(attempt.job.id, None)
+        self._held.difference_update(attempts)
         self._completer.give_back(attempts)
 
     async def _until_idle(self, seconds: float, or_event: asyncio.Event | None = None) -> None:
@@ -239,8 +236,11 @@ class Worker:
 
     def _report(self, attempt: Attempt, ended: Ended) -> None:
         """An executor: an attempt has ended. Any thread. Only the first report about an attempt counts."""
-        if self._held.pop(attempt.job.id, None) is not None:
-            self._completer.report(attempt, ended)
+        try:
+            self._held.remove(attempt)
+        except KeyError:
+            return
+        self._completer.report(attempt, ended)
 
     def _low(self) -> None:
         self._claimer.low()
@@ -251,7 +251,7 @@ class Worker:
     def _told(self, what: str | None) -> None:
         """A control notification: look, and if it names a job of ours, find out about that one."""
         if what is not None and what.isdecimal():
-            if int(what) not in self._held:
+            if all(attempt.job.id != int(what) for attempt in list(self._held)):
                 return
             self._doubtful.append(int(what))
         self._heartbeat.hurry()
@@ -262,20 +262,18 @@ class Worker:
 
     def _pulsed(self, pulse: cluster.Pulse) -> None:
         self._claimer.pulse(busy=pulse.busy, suspect=pulse.suspect, paused=pulse.paused)
-        for id, verb in pulse.requests.items():
-            self._ask(id, verb)
-        for id in pulse.closed:
-            if id in self._held:
-                self._held[id].interrupt(Reason.LOST)
+        if pulse.requests or pulse.closed:
+            for attempt in list(self._held):
+                if attempt.job.id in pulse.requests:
+                    self._ask(attempt, pulse.requests[attempt.job.id])
+                elif attempt.job.id in pulse.closed:
+                    attempt.interrupt(Reason.LOST)
         if pulse.paused:
             for lane in self._lanes:
                 if lane.queue in pulse.paused:
                     self._give_back(lane.drop())
 
-    def _ask(self, id: int, verb: Verb) -> None:
-        attempt = self._held.get(id)
-        if attempt is None:
-            return
+    def _ask(self, attempt: Attempt, verb: Verb) -> None:
         if attempt.started_at:
             attempt.interrupt(Reason.CANCEL if verb is Verb.CANCEL else Reason.STOP)
         for waiting in attempt.lane.drop(lambda a: a is attempt):
@@ -286,7 +284,7 @@ class Worker:
         while True:
             now = time.monotonic()
             nearest = FOREVER
-            for attempt in list(self._held.values()):
+            for attempt in list(self._held):
                 if attempt.started_at and attempt.deadline <= now:
                     attempt.interrupt(Reason.TIMEOUT)
                 elif attempt.deadline < nearest:
@@ -307,7 +305,7 @@ class Worker:
             self.options.lease - self.options.margin,
         )
         self._return_waiting()
-        for attempt in list(self._held.values()):
+        for attempt in list(self._held):
             attempt.interrupt(Reason.LOST)
 
     def _session(self, role: str) -> Session:

@@ -7,7 +7,7 @@ bound, then each element as length + bytes, all big-endian.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 INT4, INT8, TIMESTAMPTZ = 23, 20, 1184
@@ -59,6 +59,11 @@ def int8_array(values: Sequence[int]) -> Int8Array:
 def int4_array(values: Sequence[int]) -> Int4Array:
     """integer[] of `values`."""
     return Int4Array(_pack(values, "i", 4, INT4))
+
+
+def text_array(names: Iterable[object]) -> str:
+    """An array of names or numbers as PostgreSQL reads it; they hold no quotes, commas or braces."""
+    return "{" + ",".join(map(str, names)) + "}"
 
 
 def timestamp_array(unix_microseconds: Sequence[int]) -> TimestampArray:

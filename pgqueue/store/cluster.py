@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pgqueue.core.states import Verb
+from pgqueue.store.arrays import int8_array, text_array
 from pgqueue.store.statement import Row, Statement, queries
 
 
@@ -28,7 +29,7 @@ class Pulse:
     """What a heartbeat found.
 
     beating   the worker's row is there; False: it was pruned, revive it
-    orphans   there are leases of dead workers to rescue
+    orphans_in  seconds until a silent worker's lease runs out (negative: rescue its jobs); None: there is none
     due_in    seconds until the next scheduled job is due (negative: overdue); None: there is none
     busy      this worker's queues that have work for it; suspect: those with jobs to run alone; paused: those paused
     requests  claimed jobs that somebody wants cancelled or stopped
@@ -36,7 +37,7 @@ class Pulse:
     """
 
     beating: bool
-    orphans: bool
+    orphans_in: float | None
     due_in: float | None
     busy: Sequence[str]
     suspect: Sequence[str]
@@ -67,8 +68,12 @@ def pulse(
 ) -> Statement[Pulse]:
     """Renew the worker's lease and look around; `doubtful` are ids that may have been closed behind our back."""
     params = {
-        "worker": worker, "running": running, "queues": list(queues), "kinds": list(kinds), "doubtful": list(doubtful),
-    }  # fmt: skip
+        "worker": worker,
+        "running": running,
+        "queues": text_array(queues),
+        "kinds": text_array(kinds),
+        "doubtful": int8_array(doubtful),
+    }
     return Statement(_query("pulse", schema), params, _decode_pulse)
 
 
@@ -101,6 +106,6 @@ def _first(rows: Sequence[Row]) -> int:
 
 
 def _decode_pulse(rows: Sequence[Row]) -> Pulse:
-    beating, orphans, due_in, busy, suspect, paused, requests, closed = rows[0]
+    beating, orphans_in, due_in, busy, suspect, paused, requests, closed = rows[0]
     wishes = {int(id): Verb(action) for id, action in json.loads(str(requests)).items()}
-    return Pulse(beating, orphans, due_in, busy, suspect, paused, wishes, closed)  # type: ignore[arg-type]
+    return Pulse(beating, orphans_in, due_in, busy, suspect, paused, wishes, closed)  # type: ignore[arg-type]

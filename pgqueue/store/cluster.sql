@@ -14,9 +14,10 @@ with beat as (
   where id = %(worker)s::integer and stopped_at is null returning id)
 select
   (select count(*) from beat) = 1 as beating,
-  exists (select from pgqueue.lease l where not exists (
-    select from pgqueue.worker w where w.id = l.worker_id and w.stopped_at is null
-      and w.seen_at + w.lease > clock_timestamp())) as orphans,
+  (select min(case when w.stopped_at is null then extract(epoch from w.seen_at + w.lease - clock_timestamp())::float8
+      else 0 end)
+    from pgqueue.lease l left join pgqueue.worker w on w.id = l.worker_id
+    where w.id is null or w.stopped_at is not null or w.seen_at < clock_timestamp() - interval '3 seconds') as orphans_in,
   (select extract(epoch from min(due) - clock_timestamp())::float8 from pgqueue.waiting where due < 'infinity') as due_in,
   array(select q.name from unnest(%(queues)s::text[]) q (name)
     where exists (select from pgqueue.ready r where r.queue = q.name and r.kind = any(%(kinds)s::text[]))) as busy,

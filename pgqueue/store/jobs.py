@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from pgqueue.core.job import Claimed
-from pgqueue.store.arrays import int4_array, int8_array, timestamp_array
+from pgqueue.store.arrays import int4_array, int8_array, text_array, timestamp_array
 from pgqueue.store.statement import Row, Statement, queries
 
 LOWEST_MARK = -(2**63)
@@ -56,7 +56,7 @@ def claim(
     *,
     worker: int,
     lease: int,
-    kinds: Sequence[str],
+    kinds: str,
     marks: dict[int, int],
     chunks: int,
     limit: int,
@@ -69,24 +69,22 @@ def claim(
     queue is paused or the worker's heartbeat is overdue.
     """
     params = {
-        "queue": queue, "worker": worker, "lease": lease, "kinds": list(kinds), "priorities": list(marks),
+        "queue": queue, "worker": worker, "lease": lease, "kinds": kinds, "priorities": text_array(marks),
         "marks": int8_array(list(marks.values())), "chunks": chunks, "n": limit,
     }  # fmt: skip
     return Statement(queries("jobs.sql", schema)["claim"], params, _decode_batch)
 
 
-def claim_suspect(queue: str, *, worker: int, lease: int, kinds: Sequence[str], schema: str) -> Statement[Batch]:
+def claim_suspect(queue: str, *, worker: int, lease: int, kinds: str, schema: str) -> Statement[Batch]:
     """Lease one job of `queue` whose worker died, alone."""
-    params = {"queue": queue, "worker": worker, "lease": lease, "kinds": list(kinds)}
+    params = {"queue": queue, "worker": worker, "lease": lease, "kinds": kinds}
     return Statement(queries("jobs.sql", schema)["claim_suspect"], params, _decode_batch)
 
 
-def survey(
-    queue: str, *, kinds: Sequence[str], marks: dict[int, int], schema: str
-) -> Statement[tuple[list[int], bool]]:
+def survey(queue: str, *, kinds: str, marks: dict[int, int], schema: str) -> Statement[tuple[list[int], bool]]:
     """The priorities outside `marks` that have work in `queue`, and whether one within has work of these kinds."""
     params = {
-        "queue": queue, "kinds": list(kinds), "priorities": list(marks), "marks": int8_array(list(marks.values())),
+        "queue": queue, "kinds": kinds, "priorities": text_array(marks), "marks": int8_array(list(marks.values())),
     }  # fmt: skip
     return Statement(queries("jobs.sql", schema)["survey"], params, lambda rows: rows[0])  # type: ignore[arg-type, return-value]
 
