@@ -44,7 +44,7 @@ def make_filter(options: FilterOptions) -> Filter:
             raise InvalidArguments(f"unknown filter {name!r}{nearest(name, FilterOptions.__annotations__)}")
     state = options.get("state")
     if state is not None and state not in State.__members__.values():
-        raise InvalidArguments(f"unknown state {state!r}{nearest(str(state), list(State))}")
+        raise InvalidArguments(f"unknown state {state!r}{nearest(str(state), [known.value for known in State])}")
     kind, queue, since, until = options.get("kind"), options.get("queue"), options.get("since"), options.get("until")
     return Filter(
         state=None if state is None else State(state),
