@@ -6,7 +6,10 @@ PgqueueError
 ├── InvalidConnection (TypeError)    a connection of the wrong colour, of an unknown kind, or closed
 ├── ConfigError (ValueError)         an option that does not exist or does not fit
 ├── MissingExtra (ImportError)       an optional package is not installed; names the extra
+├── Unreachable (ConnectionError)    no connection to the database in time; names the database and the reason
 ├── SchemaMismatch                   the database's schema is missing, or older or newer than this release understands
+├── MigrationError                   a migration could not be made; the last finished one counts
+├── ServerError                      the private server of `pgqueue demo` and `pgqueue dev` could not start or stop
 ├── JobNotFound (LookupError)        no job with that id
 ├── WaitTimeout (TimeoutError)       the job had not finished in time
 ├── JobFailed                        the awaited job ended without a result
@@ -40,8 +43,20 @@ class MissingExtra(PgqueueError, ImportError):
     """An optional package is needed; names the extra that brings it."""
 
 
+class Unreachable(PgqueueError, ConnectionError):
+    """No connection to the database could be had in time; names the database and the last reason; nothing was sent."""
+
+
 class SchemaMismatch(PgqueueError):
     """The database's pgqueue schema is missing, too old or too new for this release."""
+
+
+class MigrationError(PgqueueError):
+    """A migration could not be made; the database is as the last finished migration left it."""
+
+
+class ServerError(PgqueueError):
+    """The private server could not be prepared, started or stopped; shows the end of its log."""
 
 
 class JobNotFound(PgqueueError, LookupError):

@@ -9,7 +9,6 @@ Never: used for a caller's own connection.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Mapping
@@ -19,12 +18,13 @@ import psycopg
 from psycopg import conninfo as libpq
 from psycopg.rows import TupleRow
 
-from pgqueue.db.failure import Unreachable, is_outage, is_transient
-from pgqueue.errors import ConfigError
+from pgqueue.db.failure import is_outage, is_transient
+from pgqueue.errors import ConfigError, Unreachable
 
 __all__ = [
     "Unreachable",
     "aconnect",
+    "arguments",
     "connect",
     "conninfo",
     "describe",
@@ -103,6 +103,19 @@ def conninfo(dsn: str, *, role: str, pooled: bool = False, statement_timeout: ti
     return libpq.make_conninfo(dsn, **values)
 
 
+def arguments(
+    dsn: str | None,
+    *,
+    role: str,
+    pooled: bool,
+    prepare: bool,
+    statement_timeout: timedelta,
+) -> tuple[str, int | None]:
+    """The conninfo and the prepare_threshold of a connection of our own; otherwise as `connect`."""
+    text = conninfo(resolve_dsn(dsn), role=role, pooled=pooled, statement_timeout=statement_timeout)
+    return text, _PREPARE_AFTER if prepare and not pooled else None
+
+
 def connect(
     dsn: str | None = None,
     *,
@@ -110,16 +123,14 @@ def connect(
     pooled: bool = False,
     prepare: bool = True,
     statement_timeout: timedelta = timedelta(0),
-    within: timedelta | None = None,
 ) -> psycopg.Connection[TupleRow]:
     """Open a connection of our own, in autocommit mode.
 
     prepare  let psycopg prepare what it runs often; never behind a pooler
-    within   give up on each host after this if connect_timeout is longer (whole seconds, 2 at least)
     raises   ConfigError for a malformed DSN; psycopg.OperationalError (`is_outage`) if the server can't be reached
     """
-    text = _bounded(conninfo(resolve_dsn(dsn), role=role, pooled=pooled, statement_timeout=statement_timeout), within)
-    return psycopg.connect(text, autocommit=True, prepare_threshold=_PREPARE_AFTER if prepare and not pooled else None)
+    text, threshold = arguments(dsn, role=role, pooled=pooled, prepare=prepare, statement_timeout=statement_timeout)
+    return psycopg.connect(text, autocommit=True, prepare_threshold=threshold)
 
 
 async def aconnect(
@@ -129,11 +140,9 @@ async def aconnect(
     pooled: bool = False,
     prepare: bool = True,
     statement_timeout: timedelta = timedelta(0),
-    within: timedelta | None = None,
 ) -> psycopg.AsyncConnection[TupleRow]:
     """Open an async connection of our own; otherwise as `connect`."""
-    text = _bounded(conninfo(resolve_dsn(dsn), role=role, pooled=pooled, statement_timeout=statement_timeout), within)
-    threshold = _PREPARE_AFTER if prepare and not pooled else None
+    text, threshold = arguments(dsn, role=role, pooled=pooled, prepare=prepare, statement_timeout=statement_timeout)
     return await psycopg.AsyncConnection.connect(text, autocommit=True, prepare_threshold=threshold)
 
 
@@ -158,14 +167,6 @@ def _is_misread(given: Mapping[str, object]) -> bool:
     """An unescaped character cuts a URL at the wrong place, and a piece of the password ends up as host or port."""
     port = str(given.get("port") or "")
     return "@" in str(given.get("host") or "")[1:] or not re.fullmatch(r"[\d, ]*", port)
-
-
-def _bounded(text: str, within: timedelta | None) -> str:
-    given = libpq.conninfo_to_dict(text).get("connect_timeout") or os.environ.get("PGCONNECT_TIMEOUT") or 0
-    limit = int(given)  # libpq: zero or less means for ever
-    if within is None or 0 < limit <= within.total_seconds():
-        return text
-    return libpq.make_conninfo(text, connect_timeout=max(2, math.ceil(within.total_seconds())))
 
 
 def _session_options(statement_timeout: timedelta) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import psycopg
 
-from pgqueue.errors import InvalidConnection, InvalidJob, LeaseLost, PgqueueError, SchemaMismatch
+from pgqueue.errors import InvalidConnection, InvalidJob, LeaseLost, PgqueueError, SchemaMismatch, Unreachable
 
 ABORTED = (
     "the transaction on this connection is aborted by an earlier error: roll it back (or back to a savepoint), "
@@ -29,10 +29,6 @@ _QUALIFIED = re.compile(r"\w+\.\w+")
 
 
 DatabaseError = psycopg.Error  # what our own connections raise
-
-
-class Unreachable(PgqueueError, ConnectionError):
-    """No connection to the database could be had in time; names the database and the last reason; nothing was sent."""
 
 
 def sqlstate(error: BaseException) -> str | None:

@@ -1,8 +1,8 @@
-"""Hears NOTIFY, and holds the gate that says somebody sleeps.
+"""Hears NOTIFY, and holds the gates that say in which queues somebody sleeps.
 
 Guarantees: after the connection is lost it comes back by itself, and then says once that anything may have happened.
-While `asleep` the advisory locks of the worker's queues are held, so enqueuers send NOTIFY; nobody holds them for long
-in a busy system, so enqueuing costs no NOTIFY there.
+The gate of a queue is an advisory lock; while a sleeper holds it enqueuers send NOTIFY. In a busy queue nobody holds
+it for long, so enqueuing costs no NOTIFY there.
 Never: trusted. A missing or forged notification costs a look, nothing else.
 """
 
@@ -39,28 +39,26 @@ class Listener:
         dsn: str,
         *,
         schema: str,
-        queues: Sequence[str],
         on_ready: Callable[[str | None], None],
         on_control: Callable[[str | None], None],
     ) -> None:
         self._dsn = dsn
         self._schema = schema
-        self._queues = list(queues)
         self._on_ready = on_ready
         self._on_control = on_control
         self._key = "pgqueue.wake" if schema == SCHEMA else f'"{schema}".wake'  # as pgqueue.wake() computes it
         self._conn: psycopg.AsyncConnection[TupleRow] | None = None
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        self._want_gate = False
-        self._broken = False
-        self.gate_held = False
-        self.on_gate: Callable[[], None] = lambda: None
+        self._watched: int | None = None  # the connection's file descriptor, while the event loop looks at it
+        self._wanted: frozenset[str] = frozenset()
+        self._gates: frozenset[str] = frozenset()
+        self.on_gates: Callable[[frozenset[str]], None] = lambda queues: None
 
-    def want_gate(self, want: bool) -> None:
-        """Hold the gate, or let go of it, soon. `on_gate` is called when it has been taken."""
-        if want is not self._want_gate:
-            self._want_gate = want
+    def want_gates(self, queues: frozenset[str]) -> None:
+        """Hold the gates of these queues and no others, soon. `on_gates` is called with those that have been taken."""
+        if queues != self._wanted:
+            self._wanted = queues
             self._changed.set()
 
     async def run(self) -> None:
@@ -81,7 +79,6 @@ class Listener:
     async def _connect(self) -> None:
         conn = await aconnect(self._dsn, role="listen", prepare=False)
         self._conn = conn
-        self._broken = False
         conn.add_notify_handler(self._notified)
         for channel in ("ready", "control"):
             await conn.execute(sql.SQL("listen {}").format(sql.Identifier(f"{self._schema}.{channel}")))
@@ -93,32 +90,45 @@ class Listener:
         assert self._conn is not None
         while True:
             self._changed.clear()
-            if self._want_gate is not self.gate_held:
-                await self._set_gate(self._want_gate)
+            if self._wanted != self._gates:
+                await self._set_gates(self._wanted)
             try:
                 async with asyncio.timeout(PING_EVERY):
                     await self._changed.wait()
             except TimeoutError:
                 await self._execute("select 1")
-            if self._broken or self._conn.closed:
+            if self._watched is None:
                 raise psycopg.OperationalError("the connection was closed by the server")
 
-    async def _set_gate(self, hold: bool) -> None:
-        await self._execute(_LIE_DOWN if hold else _GET_UP, [self._key, self._queues])
-        self.gate_held = hold
-        if hold:
-            self.on_gate()
+    async def _set_gates(self, wanted: frozenset[str]) -> None:
+        taken = wanted - self._gates
+        await self._call("pg_advisory_unlock_shared", self._gates - wanted)
+        await self._call("pg_advisory_lock_shared", taken)
+        self._gates = wanted
+        if taken:
+            self.on_gates(taken)
+
+    async def _call(self, function: str, queues: frozenset[str]) -> None:
+        if queues:
+            text = f"select {function}(hashtext(%s), hashtext(q)) from unnest(%s::text[]) q"  # noqa: S608
+            await self._execute(text, [self._key, sorted(queues)])
 
     async def _execute(self, text: str, params: Sequence[object] | None = None) -> None:
         """psycopg waits on the socket itself, so our own watch of it rests meanwhile."""
-        conn = self._conn
-        assert conn is not None
-        self._loop.remove_reader(conn.fileno())
-        await conn.execute(text, params)
-        self._watch(conn)
+        assert self._conn is not None
+        self._unwatch()
+        await self._conn.execute(text, params)
+        self._watch(self._conn)
 
     def _watch(self, conn: psycopg.AsyncConnection[TupleRow]) -> None:
-        self._loop.add_reader(conn.fileno(), self._readable, conn)
+        self._watched = conn.fileno()
+        self._loop.add_reader(self._watched, self._readable, conn)
+
+    def _unwatch(self) -> None:
+        """By the number, since a connection that broke does not know it any more; another one gets the same soon."""
+        if self._watched is not None:
+            self._loop.remove_reader(self._watched)
+            self._watched = None
 
     def _readable(self, conn: psycopg.AsyncConnection[TupleRow]) -> None:
         try:
@@ -126,8 +136,7 @@ class Listener:
             while notify := conn.pgconn.notifies():
                 self._dispatch(notify.relname.decode(), notify.extra.decode())
         except psycopg.Error:
-            self._loop.remove_reader(conn.fileno())
-            self._broken = True
+            self._unwatch()
             self._changed.set()
 
     def _notified(self, notify: psycopg.Notify) -> None:
@@ -141,8 +150,7 @@ class Listener:
 
     async def _close(self) -> None:
         conn, self._conn = self._conn, None
-        self.gate_held = False
+        self._gates = frozenset()
+        self._unwatch()
         if conn is not None:
-            if not conn.closed and not self._broken:
-                self._loop.remove_reader(conn.fileno())
             await conn.close()

@@ -1,9 +1,8 @@
-"""Connections of our own for the verbs that are called without `conn=`: one pool for threads, one for event loops.
+"""Connections of our own for the verbs that are called without `conn=`: psycopg_pool, opened at the first use.
 
-Guarantees: opens nothing before the first use; connects in the caller (no threads, no background tasks), so a caller
-hears the true reason when there is no connection, and the pool works again the moment the database does; a connection
-that died while idle is found out before a statement is sent on it; a fork or a new event loop gets connections of its
-own; what was never closed is closed quietly when the program ends.
+Guarantees: opens nothing before the first use; a fork or a new event loop gets a pool of its own; a connection that
+its server closed is found out before a statement is sent on it; a caller hears why there is no connection, at once if
+there is no hope; the pool works again within 2 s of the database; what was never closed ends quietly.
 Never: sends a statement a second time when it can't tell whether the first one was committed.
 """
 
@@ -11,30 +10,34 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import re
-import threading
 import time
 import weakref
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import psycopg
-from psycopg.pq import TransactionStatus
+from psycopg import errors
+from psycopg.pq import ConnStatus, TransactionStatus
+from psycopg.rows import TupleRow, tuple_row
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTimeout
 
-from pgqueue.db.adapt import arun, run, sqlstate
-from pgqueue.db.connect import aconnect, connect, describe, is_outage, resolve_dsn
-from pgqueue.db.failure import Unreachable
-from pgqueue.db.shelf import AsyncConnection, Connection, Lent, Shelf
-from pgqueue.errors import ConfigError
+from pgqueue.db.adapt import arun, run
+from pgqueue.db.connect import arguments, describe
+from pgqueue.errors import ConfigError, Unreachable
 from pgqueue.store.statement import Statement
 
+Connection: TypeAlias = psycopg.Connection[TupleRow]
+AsyncConnection: TypeAlias = psycopg.AsyncConnection[TupleRow]
+_AnyPool: TypeAlias = ConnectionPool[Any] | AsyncConnectionPool[Any]
 T = TypeVar("T")
 
-_STALE_PLAN = "0A000"  # "cached plan must not change result type": a migration ran since the statement was prepared
+StalePlan = errors.FeatureNotSupported  # "cached plan must not change result type": there was a migration
+# After them every connection is suspect: it would refuse the plan again, or be one to a primary that is a standby now.
+_SUSPECT = (StalePlan, errors.ReadOnlySqlTransaction)
 # Only a short cut (a server may say it in another language, then the budget is waited for): no use in trying again.
 _HOPELESS = re.compile(
     r"password authentication failed|no password supplied|no pg_hba\.conf entry"
@@ -48,7 +51,7 @@ class PoolOptions:
 
     max_size           connections at most; further callers wait
     pooled, prepare    as for `connect.connect`
-    budget             for getting a connection, outages included; then `Unreachable`
+    budget             for getting a connection, outages included; then `Unreachable` (2 s later if a host is silent)
     statement_timeout  the server's limit for one statement (not behind a pooler); zero: no limit
     raises             ConfigError for a value out of range
     """
@@ -73,88 +76,62 @@ class Pool:
     def __init__(self, dsn: str | None = None, *, options: PoolOptions | None = None) -> None:
         self._dsn = dsn
         self._options = options or PoolOptions()
-        self._shelves: dict[int, _SyncShelf] = {}  # by process
+        self._pools: dict[int, ConnectionPool[Connection]] = {}  # by process
 
     def run(self, statement: Statement[T]) -> T:
         """Run `statement` in a transaction of its own.
 
-        raises  Unreachable, within the budget: nothing was sent; what `adapt.run` raises; a driver's error if the
-                connection broke while the statement ran (`is_outage`): it may or may not have been committed
+        raises  Unreachable: nothing was sent; what `adapt.run` raises; a driver's error if the connection broke while
+                the statement ran (`is_outage`): it may or may not have been committed
         """
         try:
-            return self._run_once(statement)
-        except psycopg.Error as error:
-            if sqlstate(error) != _STALE_PLAN:
-                raise
-        return self._run_once(statement)  # the server had refused it before it did anything
-
-    def _run_once(self, statement: Statement[T]) -> T:
-        with self.connection() as conn:
-            return run(conn, statement)
+            with self.connection() as conn:
+                return run(conn, statement)
+        except StalePlan:  # the server refused it before it did anything
+            with self.connection() as conn:
+                return run(conn, statement)
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
         """A connection in autocommit mode for the length of a block; a transaction left open is rolled back."""
-        patience = _Patience(self._dsn, self._options)
-        shelf = self._shelf()
-        if not shelf.slots.acquire(timeout=patience.left()):
-            raise patience.exhausted()
+        pool, conn = self._take()
         try:
-            lent = self._take(shelf) or Lent(self._open(patience))
-            try:
-                yield lent.conn
-            except psycopg.Error as error:
-                _drop_if_useless(lent.conn, error)
-                raise
-            finally:
-                if _must_roll_back(lent.conn):
-                    self._roll_back(lent.conn)
-                shelf.put(lent)
+            yield conn
+        except _SUSPECT:
+            pool.drain()
+            raise
         finally:
-            shelf.slots.release()
+            _tidy(conn)
+            pool.putconn(conn)
 
     def close(self) -> None:
         """Close what is open now, and what is in use when it comes back; a later use opens again."""
-        shelf = self._shelves.pop(os.getpid(), None)
-        if shelf is not None:
-            shelf.close()
+        if pool := self._pools.pop(os.getpid(), None):
+            pool.close()
 
-    def _shelf(self) -> _SyncShelf:
-        pid = os.getpid()
-        return self._shelves.get(pid) or self._shelves.setdefault(pid, _SyncShelf(self._options.max_size))
-
-    def _take(self, shelf: _SyncShelf) -> Lent[Connection] | None:
-        while (lent := shelf.take()) is not None:
-            try:
-                if lent.is_stale():
-                    lent.conn.execute("select")
-                return lent
-            except psycopg.OperationalError:
-                lent.conn.close()
-        return None
-
-    def _open(self, patience: _Patience) -> Connection:
-        options = self._options
+    def _take(self) -> tuple[ConnectionPool[Connection], Connection]:
+        wait = _Wait(self._options.budget.total_seconds())
         while True:
+            pool = self._pool()
             try:
-                return connect(
-                    self._dsn,
-                    role=options.role,
-                    pooled=options.pooled,
-                    prepare=options.prepare,
-                    statement_timeout=options.statement_timeout,
-                    within=timedelta(seconds=patience.left()),
-                )
-            except psycopg.OperationalError as error:
-                pause = patience.pause_after(error)
-            time.sleep(pause)
+                if _is_alive(conn := pool.getconn(wait.turn())):
+                    return pool, conn
+                pool.putconn(conn)  # which opens another
+            except (PoolTimeout, PoolClosed):
+                if wait.is_in_vain(pool):
+                    with wait.asking_why(pool) as conninfo:
+                        psycopg.connect(conninfo, connect_timeout=2).close()
 
-    def _roll_back(self, conn: Connection) -> None:
-        try:
-            conn.rollback()
-            conn.autocommit = True
-        except psycopg.Error:
-            conn.close()
+    def _pool(self) -> ConnectionPool[Connection]:
+        pid = os.getpid()
+        if (found := self._pools.get(pid)) is not None:
+            return found
+        new = ConnectionPool[Connection](**_settings(self._dsn, self._options), open=True)
+        weakref.finalize(self, _close, new, pid)  # at the end of the program too, while there are threads
+        pool = self._pools.setdefault(pid, new)
+        if pool is not new:  # another thread was first
+            new.close()
+        return pool
 
 
 class AsyncPool:
@@ -163,164 +140,138 @@ class AsyncPool:
     def __init__(self, dsn: str | None = None, *, options: PoolOptions | None = None) -> None:
         self._dsn = dsn
         self._options = options or PoolOptions()
-        self._shelves: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _AsyncShelf]
-        self._shelves = weakref.WeakKeyDictionary()
+        self._pools: dict[tuple[int, asyncio.AbstractEventLoop], AsyncConnectionPool[AsyncConnection]] = {}
 
     async def arun(self, statement: Statement[T]) -> T:
         """Run `statement` in a transaction of its own; otherwise as `Pool.run`."""
         try:
-            return await self._run_once(statement)
-        except psycopg.Error as error:
-            if sqlstate(error) != _STALE_PLAN:
-                raise
-        return await self._run_once(statement)
-
-    async def _run_once(self, statement: Statement[T]) -> T:
-        async with self.connection() as conn:
-            return await arun(conn, statement)
+            async with self.connection() as conn:
+                return await arun(conn, statement)
+        except StalePlan:
+            async with self.connection() as conn:
+                return await arun(conn, statement)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:
         """A connection in autocommit mode for the length of a block; a transaction left open is rolled back."""
-        patience = _Patience(self._dsn, self._options)
-        shelf = self._shelf()
+        pool, conn = await self._take()
         try:
-            async with asyncio.timeout(patience.left()):
-                await shelf.slots.acquire()
-        except TimeoutError:
-            raise patience.exhausted() from None
-        try:
-            lent = await self._take(shelf) or Lent(await self._open(patience))
-            try:
-                yield lent.conn
-            except psycopg.Error as error:
-                _drop_if_useless(lent.conn, error)
-                raise
-            finally:
-                if _must_roll_back(lent.conn):
-                    await self._roll_back(lent.conn)
-                shelf.put(lent)
+            yield conn
+        except _SUSPECT:
+            await pool.drain()
+            raise
         finally:
-            shelf.slots.release()
+            _tidy(conn)
+            await pool.putconn(conn)
 
     async def aclose(self) -> None:
         """Close what this event loop has open, and what is in use when it comes back; a later use opens again."""
-        shelf = self._shelves.pop(asyncio.get_running_loop(), None)
-        if shelf is not None:
-            shelf.close()
-        self._sweep()
+        if pool := self._pools.pop((os.getpid(), asyncio.get_running_loop()), None):
+            await pool.close()
 
-    def _shelf(self) -> _AsyncShelf:
-        loop = asyncio.get_running_loop()
-        shelf = self._shelves.get(loop)
-        if shelf is None or shelf.pid != os.getpid():
-            self._sweep()
-            shelf = self._shelves[loop] = _AsyncShelf(self._options.max_size)
-        return shelf
-
-    def _sweep(self) -> None:
-        """Close what loops that ended left behind: asyncio.run() makes a new one each time."""
-        for loop in [loop for loop in self._shelves if loop.is_closed()]:
-            self._shelves.pop(loop).close()
-
-    async def _take(self, shelf: _AsyncShelf) -> Lent[AsyncConnection] | None:
-        while (lent := shelf.take()) is not None:
-            try:
-                if lent.is_stale():
-                    await lent.conn.execute("select")
-                return lent
-            except psycopg.OperationalError:
-                await lent.conn.close()
-            except BaseException:  # cancelled: this connection is on no shelf any more
-                await lent.conn.close()
-                raise
-        return None
-
-    async def _open(self, patience: _Patience) -> AsyncConnection:
-        options = self._options
+    async def _take(self) -> tuple[AsyncConnectionPool[AsyncConnection], AsyncConnection]:
+        wait = _Wait(self._options.budget.total_seconds())
         while True:
+            pool = await self._pool()
             try:
-                return await aconnect(
-                    self._dsn,
-                    role=options.role,
-                    pooled=options.pooled,
-                    prepare=options.prepare,
-                    statement_timeout=options.statement_timeout,
-                    within=timedelta(seconds=patience.left()),
-                )
-            except psycopg.OperationalError as error:
-                pause = patience.pause_after(error)
-            await asyncio.sleep(pause)
+                if _is_alive(conn := await pool.getconn(wait.turn())):
+                    return pool, conn
+                await pool.putconn(conn)
+            except (PoolTimeout, PoolClosed):
+                if wait.is_in_vain(pool):
+                    with wait.asking_why(pool) as conninfo:
+                        await (await psycopg.AsyncConnection.connect(conninfo, connect_timeout=2)).close()
 
-    async def _roll_back(self, conn: AsyncConnection) -> None:
+    async def _pool(self) -> AsyncConnectionPool[AsyncConnection]:
+        key = os.getpid(), asyncio.get_running_loop()
+        if (found := self._pools.get(key)) is not None:
+            return found
+        for gone in [each for each in list(self._pools) if each[1].is_closed()]:  # each asyncio.run() has a new one
+            self._pools.pop(gone, None)  # connections that nobody holds are closed
+        settings = _settings(self._dsn, self._options)
+        pool = AsyncConnectionPool[AsyncConnection](connection_class=_Cancellable, **settings, open=False)
+        await pool.open()
+        return self._pools.setdefault(key, pool)
+
+
+class _Cancellable(psycopg.AsyncConnection[TupleRow]):
+    """The pool's tasks swallow a cancellation amid connecting, and asyncio.run() would wait for them for ever."""
+
+    @classmethod
+    async def connect(cls, *args: Any, **kwargs: Any) -> _Cancellable:
         try:
-            await conn.rollback()
-            await conn.set_autocommit(True)
-        except psycopg.Error:
-            await conn.close()
-        except BaseException:  # cancelled half-way: in an unknown state
-            await conn.close()
+            return await super().connect(*args, **kwargs)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()  # once more, at whatever it waits for next
             raise
 
 
-class _SyncShelf(Shelf[Connection]):
-    def __init__(self, max_size: int) -> None:
-        super().__init__()
-        self.slots = threading.Semaphore(max_size)
-
-
-class _AsyncShelf(Shelf[AsyncConnection]):
-    def __init__(self, max_size: int) -> None:
-        super().__init__()
-        self.slots = asyncio.Semaphore(max_size)
-
-
-def _must_roll_back(conn: Connection | AsyncConnection) -> bool:
-    """Did the block leave a transaction open, or autocommit off? A connection amid a statement is closed instead."""
-    status = conn.pgconn.transaction_status
-    if status in (TransactionStatus.ACTIVE, TransactionStatus.UNKNOWN):
-        conn.pgconn.finish()
-        return False
-    return status != TransactionStatus.IDLE or not conn.autocommit
-
-
-def _drop_if_useless(conn: Connection | AsyncConnection, error: psycopg.Error) -> None:
-    """After a failover a connection may live on, read-only; after 0A000 it would refuse that statement for ever."""
-    if is_outage(error) or sqlstate(error) == _STALE_PLAN:
-        conn.pgconn.finish()
-
-
-class _Patience:
+class _Wait:
     """How long one caller still waits for a connection, and what it is told in the end."""
 
-    def __init__(self, dsn: str | None, options: PoolOptions) -> None:
-        self._dsn = dsn
-        self._options = options
-        self._deadline = time.monotonic() + options.budget.total_seconds()
-        self._pause = 0.1
+    def __init__(self, budget_seconds: float) -> None:
+        self._budget = budget_seconds
+        self._deadline = time.monotonic() + budget_seconds
+        self._turn = 0.125
+        self._failed = 0
 
-    def left(self) -> float:
-        return max(0.0, self._deadline - time.monotonic())
+    def turn(self) -> float:
+        """Seconds to wait in the pool's line: it may give up connecting, and begins again when somebody asks."""
+        self._turn = min(2.0, self._turn * 2)
+        return min(self._turn, self._deadline - time.monotonic())
 
-    def pause_after(self, error: psycopg.OperationalError) -> float:
-        """Seconds to wait before the next try.
+    def is_in_vain(self, pool: _AnyPool) -> bool:
+        """Is the time over, or has the pool failed to connect since?"""
+        failed, self._failed = self._failed, pool.get_stats().get("connections_errors", 0)
+        return self._failed > failed or time.monotonic() >= self._deadline
 
-        raises  Unreachable if there is no time left for one, or no hope
-        """
-        pause = self._pause * random.uniform(0.5, 1)
-        self._pause = min(2.0, self._pause * 2)
-        if _HOPELESS.search(str(error)) or self.left() <= pause:
-            reason = " ".join(str(error).split())
-            raise Unreachable(
-                f"no connection to {self._where()}: {reason}. Check the DSN and that the server runs"
-            ) from error
-        return pause
-
-    def _where(self) -> str:
-        return describe(resolve_dsn(self._dsn))
-
-    def exhausted(self) -> Unreachable:
-        return Unreachable(
-            f"no connection to {self._where()}: all {self._options.max_size} of this pool have been in use for "
-            f"{self._options.budget.total_seconds():g} s. Raise max_size, or pass conn="
+    @contextmanager
+    def asking_why(self, pool: _AnyPool) -> Iterator[str]:
+        """For an attempt without the pool, which keeps its reasons to itself. Raises Unreachable if it is the last."""
+        conninfo, error = str(pool.conninfo), None
+        reason = (
+            f"all {pool.max_size} of this pool have been in use for {self._budget:g} s. Raise max_size, or pass conn="
         )
+        try:
+            yield conninfo
+        except psycopg.OperationalError as caught:
+            error = caught
+            reason = f"{' '.join(str(error).split())}. Check the DSN and that the server runs"
+        if time.monotonic() >= self._deadline or _HOPELESS.search(reason):
+            raise Unreachable(f"no connection to {describe(conninfo)}: {reason}") from error
+
+
+def _settings(dsn: str | None, own: PoolOptions) -> dict[str, Any]:
+    conninfo, threshold = arguments(
+        dsn, role=own.role, pooled=own.pooled, prepare=own.prepare, statement_timeout=own.statement_timeout
+    )
+    session = {"autocommit": True, "prepare_threshold": threshold}
+    size = {"min_size": 0, "max_size": own.max_size, "num_workers": 1}  # a worker connects: one at a time in any case
+    return {"conninfo": conninfo, "kwargs": session, "reconnect_timeout": 2.0, **size}
+
+
+def _is_alive(conn: Connection | AsyncConnection) -> bool:
+    """Has its server not hung up? Looks at the socket only (2 us). Twice: the first reading may find its last words.
+
+    A host that vanished without a word is noticed by the keepalives, within 11 s.
+    """
+    try:
+        conn.pgconn.consume_input()
+        conn.pgconn.consume_input()
+    except psycopg.OperationalError:
+        conn.pgconn.finish()
+    return conn.pgconn.status == ConnStatus.OK
+
+
+def _tidy(conn: Connection | AsyncConnection) -> None:
+    """A connection left amid a statement or a transaction is closed, which rolls back."""
+    if conn.pgconn.transaction_status != TransactionStatus.IDLE or not conn.autocommit:
+        conn.pgconn.finish()
+    conn.row_factory = tuple_row
+
+
+def _close(pool: ConnectionPool[Connection], pid: int) -> None:
+    if pid == os.getpid():  # a fork inherits this wish, but not the threads
+        pool.close(timeout=1)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import errors, sql
 
-from pgqueue.errors import ConfigError, PgqueueError, SchemaMismatch
+from pgqueue.errors import ConfigError, MigrationError, SchemaMismatch
 from pgqueue.store.statement import SCHEMA, Row, Statement, check_schema
 
 if TYPE_CHECKING:  # lazy: they cost two seconds, and workers never need them
@@ -58,10 +58,6 @@ order by held.ours desc, a.xact_start
 limit 5
 """
 _in_this_process = threading.Lock()  # Alembic keeps the running migration in module globals
-
-
-class MigrationError(PgqueueError):
-    """A migration could not be made; the database is as the last finished migration left it."""
 
 
 @dataclass(frozen=True, slots=True)

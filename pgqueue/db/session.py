@@ -1,26 +1,31 @@
 """One connection of the engine (Session, SyncSession): opened when first needed, opened again after it is lost.
 
-Guarantees: a statement is sent once; whether to send it again after a failure is the caller's decision. JSON comes as
-raw bytes, and arrays packed by `store.arrays` go out as they are.
+Guarantees: a statement is sent once; whether to send it again after a failure is the caller's decision. A connection
+that gives no answer is given up. JSON comes as raw bytes, and arrays packed by `store.arrays` go out as they are.
 Never: shared with user code.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TypeVar
+import time
+from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
+from psycopg.abc import PQGen
 from psycopg.adapt import Buffer, Dumper, Loader
 from psycopg.pq import Format
 from psycopg.rows import TupleRow
+from psycopg.types.datetime import TimestamptzBinaryLoader
 
-from pgqueue.db.connect import aconnect, connect
+from pgqueue.db.connect import aconnect, conninfo, resolve_dsn
 from pgqueue.store.arrays import BinaryArray, Int4Array, Int8Array, TimestampArray
 from pgqueue.store.statement import Statement
 
 T = TypeVar("T")
+ANSWER_WITHIN = 30.0  # seconds; the engine's statements take milliseconds
 
 
 class RawJsonb(Loader):
@@ -30,6 +35,17 @@ class RawJsonb(Loader):
 
     def load(self, data: Buffer) -> bytes:
         return bytes(data)[1:]  # the first byte is the format's version
+
+
+class AnyTimestamptz(TimestamptzBinaryLoader):
+    """timestamptz as an aware datetime; what lies outside of Python's years (infinity too) as the last or first one."""
+
+    def load(self, data: Buffer) -> datetime:
+        try:
+            return super().load(data)
+        except psycopg.DataError:
+            before_2000 = bytes(data)[0] & 0x80
+            return (datetime.min if before_2000 else datetime.max).replace(tzinfo=UTC)
 
 
 class RawTextJsonb(Loader):
@@ -57,8 +73,37 @@ def adapt(conn: psycopg.AsyncConnection[TupleRow] | psycopg.Connection[TupleRow]
     """Teach a connection of the engine the types above."""
     conn.adapters.register_loader("jsonb", RawJsonb)
     conn.adapters.register_loader("jsonb", RawTextJsonb)
+    conn.adapters.register_loader("timestamptz", AnyTimestamptz)
     for array, dumper in _DUMPERS.items():
         conn.adapters.register_dumper(array, dumper)
+
+
+class NoAnswer(psycopg.OperationalError):
+    """The server has not answered in time: it, or something in between, keeps the connection open and says nothing."""
+
+
+class ImpatientConnection(Connection[TupleRow]):
+    """A connection that raises NoAnswer after `answer_within` seconds. TCP's own limits see a dead network only."""
+
+    answer_within = ANSWER_WITHIN
+
+    def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        return super().wait(_within(self.answer_within, gen), *args, **kwargs)
+
+
+def _within(seconds: float, gen: PQGen[T]) -> PQGen[T]:
+    """`gen` with a deadline. What drives it sends what the socket is ready for: nothing, every now and then."""
+    deadline = time.monotonic() + seconds
+    try:
+        wanted = next(gen)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() > deadline:
+                raise NoAnswer(f"no answer within {seconds:g} s")
+            wanted = gen.send(ready)
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 class Session:
@@ -83,10 +128,17 @@ class Session:
             await self._open()
         assert self._cursor is not None
         try:
-            await self._cursor.execute(statement.sql, statement.params)
-            return statement.decode(await self._cursor.fetchall())
+            async with asyncio.timeout(ANSWER_WITHIN):
+                await self._cursor.execute(statement.sql, statement.params)
+                return statement.decode(await self._cursor.fetchall())
         except asyncio.CancelledError:
             await self.close()  # its answer is still under way
+            raise
+        except TimeoutError as error:
+            await self.close()
+            raise NoAnswer(f"no answer within {ANSWER_WITHIN:g} s") from error
+        except psycopg.errors.FeatureNotSupported:  # "cached plan must not change result type", for ever
+            await self.close()
             raise
 
     async def _open(self) -> None:
@@ -106,25 +158,35 @@ class Session:
 
 
 class SyncSession:
-    """The same for a loop in a thread of its own."""
+    """The same for a loop in a thread of its own. `answer_within`: seconds until a statement is given up."""
 
-    def __init__(self, dsn: str, *, role: str, pooled: bool) -> None:
+    def __init__(self, dsn: str, *, role: str, pooled: bool, answer_within: float = ANSWER_WITHIN) -> None:
         self._dsn = dsn
         self._role = role
         self._pooled = pooled
+        self._answer_within = answer_within
         self._conn: Connection[TupleRow] | None = None
         self._cursor: Cursor[TupleRow] | None = None
 
     def run(self, statement: Statement[T]) -> T:
         """Run one statement in a transaction of its own. Raises as `Session.run`."""
         if self._cursor is None or self._conn is None or self._conn.closed:
-            self._conn = connect(self._dsn, role=self._role, pooled=self._pooled)
-            if not self._pooled:
-                self._conn.prepare_threshold = 0
-            adapt(self._conn)
-            self._cursor = self._conn.cursor(binary=True)
-        self._cursor.execute(statement.sql, statement.params)
-        return statement.decode(self._cursor.fetchall())
+            self._open()
+        assert self._cursor is not None
+        try:
+            self._cursor.execute(statement.sql, statement.params)
+            return statement.decode(self._cursor.fetchall())
+        except (NoAnswer, psycopg.errors.FeatureNotSupported):
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        text = conninfo(resolve_dsn(self._dsn), role=self._role, pooled=self._pooled)
+        conn = ImpatientConnection.connect(text, autocommit=True, prepare_threshold=None if self._pooled else 0)
+        conn.answer_within = self._answer_within
+        adapt(conn)
+        self._conn = conn
+        self._cursor = conn.cursor(binary=True)
 
     def close(self) -> None:
         """Close it; the next `run` opens another."""

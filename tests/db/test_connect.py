@@ -10,8 +10,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgqueue.db.connect import aconnect, connect, conninfo, describe, is_outage, is_transient, redact, resolve_dsn
-from pgqueue.db.failure import Unreachable
-from pgqueue.errors import ConfigError, LeaseLost, WaitTimeout
+from pgqueue.errors import ConfigError, LeaseLost, Unreachable, WaitTimeout
 
 
 @pytest.mark.parametrize(

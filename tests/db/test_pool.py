@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -19,10 +20,9 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import dict_row
 
-from pgqueue.db import shelf
-from pgqueue.db.failure import Unreachable, is_outage
+from pgqueue.db.failure import is_outage
 from pgqueue.db.pool import AsyncPool, Pool, PoolOptions
-from pgqueue.errors import ConfigError
+from pgqueue.errors import ConfigError, Unreachable
 from pgqueue.store.statement import Row, Statement
 
 NOWHERE = "postgresql://nobody:s3cret@127.0.0.1:1/nothing"
@@ -98,14 +98,14 @@ def test_a_connection_that_its_server_closed_is_not_used_again(conn: psycopg.Con
     assert pool.run(PID) != first
 
 
-def test_after_a_while_a_connection_is_asked_before_it_is_used(
-    conn: psycopg.Connection, pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shelf, "PING_AFTER_SECONDS", -1.0)
-    first = pool.run(PID)
-    assert pool.run(PID) == first
-    end(conn, first)
-    assert pool.run(PID) != first
+def test_when_all_connections_died_the_first_caller_gets_a_new_one(conn: psycopg.Connection, pool: Pool) -> None:
+    with contextlib.ExitStack() as stack:
+        pids = [stack.enter_context(pool.connection()).info.backend_pid for _ in range(4)]
+    for pid in pids:
+        end(conn, pid)
+    began = time.monotonic()
+    assert pool.run(PID) not in pids
+    assert time.monotonic() - began < 1
 
 
 def test_a_statement_that_may_have_been_committed_is_not_sent_again(conn: psycopg.Connection, pool: Pool) -> None:
@@ -251,6 +251,29 @@ def test_a_pool_never_closed_ends_quietly_with_the_program(dsn: str, way: str) -
     assert _python(program, dsn, "-Werror", "-Xdev", way) == (0, "")
 
 
+@pytest.mark.parametrize("colour", ["sync", "async"])
+def test_a_program_ends_though_its_pool_is_connecting_to_a_server_that_never_answers(colour: str) -> None:
+    program = """
+    import asyncio, sys
+    from datetime import timedelta
+    from pgqueue.db.pool import AsyncPool, Pool, PoolOptions
+    from pgqueue.errors import Unreachable
+    from pgqueue.store.statement import Statement
+    one, brief = Statement("select 1", {}, len), PoolOptions(budget=timedelta(seconds=0.2))
+    try:
+        if sys.argv[2] == "sync":
+            Pool(sys.argv[1], options=brief).run(one)
+        asyncio.run(AsyncPool(sys.argv[1], options=brief).arun(one))
+    except Unreachable:
+        sys.exit(5)
+    """
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        nobody = f"host=127.0.0.1 port={silent.getsockname()[1]} user=u dbname=d connect_timeout=30"
+        began = time.monotonic()
+        assert _python(program, nobody, colour)[0] == 5
+    assert time.monotonic() - began < 15
+
+
 def _python(program: str, dsn: str, *arguments: str) -> tuple[int, str]:
     flags = [each for each in arguments if each.startswith("-")]
     rest = [each for each in arguments if not each.startswith("-")]
@@ -270,17 +293,13 @@ async def test_tasks_share_an_async_pool_and_never_exceed_its_size(dsn: str, con
     await pool.aclose()
 
 
-async def test_an_async_connection_that_its_server_closed_is_not_used_again(
-    dsn: str, conn: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_async_connection_that_its_server_closed_is_not_used_again(dsn: str, conn: psycopg.Connection) -> None:
     pool = AsyncPool(dsn)
     first = await pool.arun(PID)
     assert await pool.arun(PID) == first
     end(conn, first)
     second = await pool.arun(PID)
     assert second != first
-    monkeypatch.setattr(shelf, "PING_AFTER_SECONDS", -1.0)
-    assert await pool.arun(PID) == second
     await pool.aclose()
 
 

@@ -18,7 +18,6 @@ from pgqueue.db import schema as schemas
 from pgqueue.db.schema import (
     SCHEMA_MAX,
     SCHEMA_MIN,
-    MigrationError,
     SchemaStatus,
     check,
     check_server,
@@ -28,7 +27,7 @@ from pgqueue.db.schema import (
     migration_sql,
 )
 from pgqueue.demo.postgres import find_binaries
-from pgqueue.errors import ConfigError, SchemaMismatch
+from pgqueue.errors import ConfigError, MigrationError, SchemaMismatch
 
 REPOSITORY = Path(schemas.__file__).parents[2]
 SOON = timedelta(milliseconds=20)
