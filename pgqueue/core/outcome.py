@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from pgqueue.core.retry import Retry
-from pgqueue.core.signals import Cancel, Discard, RetryAfter, Snooze
+from pgqueue.core.signals import Cancel, Discard, RetryAfter, Snooze, as_delay
 from pgqueue.core.states import State, Verb
 
 CRASHES_ALLOWED = 3
@@ -28,6 +28,23 @@ class Raised:
 
     error: BaseException
     traceback: str | None = None
+
+
+class RemoteError(Exception):
+    """An exception that was raised in another process, known by its words; its class may not exist here."""
+
+    def __init__(self, type: str, message: str) -> None:
+        self.type = type
+        Exception.__init__(self, message)
+
+
+class RemoteRetryAfter(RemoteError, RetryAfter):
+    """A RetryAfter that was raised in another process."""
+
+    def __init__(self, type: str, message: str, *, delay: float, reason: str) -> None:
+        RemoteError.__init__(self, type, message)
+        self.delay = as_delay(delay)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +116,7 @@ def decide(ended: Ended, *, attempt: int, crashes: int, retry: Retry) -> Outcome
         case Raised(Discard(reason=reason)):
             return Outcome(state=State.DISCARDED, error=_reason("Discard", reason), attempt_cost=1)
         case Raised(error, traceback):
-            return _failed(_described(error, traceback), error, attempt, retry)
+            return _failed(describe(error, traceback), error, attempt, retry)
         case TimedOut(seconds):
             return _failed(_reason("Timeout", f"took longer than its time-out of {seconds:g} s"), None, attempt, retry)
         case Interrupted():
@@ -138,10 +155,12 @@ def _reason(type: str, message: str) -> dict[str, str | None]:
 ERROR_LIMIT = 32 * 1024
 
 
-def _described(error: BaseException, traceback: str | None) -> dict[str, str | None]:
+def describe(error: BaseException, traceback: str | None) -> dict[str, str | None]:
     """An error as text that PostgreSQL can store: no NUL, no lone surrogates, 32 KiB at most."""
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    if isinstance(error, RemoteError):
+        name = error.type
     try:
         message = str(error)
     except Exception as broken:  # an exception whose __str__ raises is still an error to record
