@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from typing import Protocol, runtime_checkable
 
-from pgqueue.context import AsyncContext, BaseContext, Context, RunningJob, read_metadata
+from pgqueue.context import AsyncContext, BaseContext, Context, Interrupt, RunningJob, read_metadata
+from pgqueue.core.job import Claimed
 from pgqueue.db.connect import is_outage, resolve_dsn
 from pgqueue.db.failure import DatabaseError
 from pgqueue.db.pool import AsyncPool, Pool
 from pgqueue.db.schema import gate, installed_version
 from pgqueue.db.session import Session
+from pgqueue.engine.child import ChildJob, Flags
 from pgqueue.engine.lane import Attempt
 from pgqueue.engine.worker import Worker, WorkerOptions
 from pgqueue.errors import ConfigError
 from pgqueue.tasks.registry import Registry
+
+
+@runtime_checkable
+class Pools(Protocol):
+    """Who has connections to lend."""
+
+    @property
+    def pool(self) -> Pool:
+        """For plain functions."""
+
+    @property
+    def apool(self) -> AsyncPool:
+        """For coroutines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,14 +83,40 @@ async def _check_schema(options: WorkerOptions) -> None:
         await session.close()
 
 
-def context_of(attempt: Attempt, parts: Parts) -> BaseContext:
-    """The context of an attempt, in the colour of its task."""
-    job = attempt.job
-    running = RunningJob(
-        id=job.id, kind=job.kind, queue=attempt.lane.queue, attempt=job.attempt + 1, priority=job.priority,
-        tenant=job.tenant, metadata=read_metadata(job.metadata),
-    )  # fmt: skip
-    if attempt.task.executor == "async":
-        return AsyncContext(running, attempt, lend=parts.apool.connection)
-    return Context(running, attempt, lend=parts.pool.connection)
+def context_of(attempt: Attempt, parts: Pools) -> BaseContext:
+    """The context of an attempt in the worker's own process, in the colour of its task."""
+    return _context(attempt.job, attempt.lane.queue, attempt, parts, is_async=attempt.task.executor == "async")
 
+
+def child_context(child: ChildJob, flags: Flags) -> BaseContext:
+    """The context of an attempt in a process of its own, made there."""
+    sender: object = child.sender  # the task's own queue object in that process
+    pools = sender if isinstance(sender, Pools) else _pools(str(child.settings["dsn"]))
+    return _context(child.job, child.queue, flags, pools, is_async=child.is_async)
+
+
+def _context(job: Claimed, queue: str, interrupt: Interrupt, pools: Pools, *, is_async: bool) -> BaseContext:
+    running = RunningJob(
+        id=job.id,
+        kind=job.kind,
+        queue=queue,
+        attempt=job.attempt + 1,
+        priority=job.priority,
+        tenant=job.tenant,
+        metadata=read_metadata(job.metadata),
+    )
+    if is_async:
+        return AsyncContext(running, interrupt, lend=pools.apool.connection)
+    return Context(running, interrupt, lend=pools.pool.connection)
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnPools:
+    pool: Pool
+    apool: AsyncPool
+
+
+@cache
+def _pools(dsn: str) -> Pools:
+    """Pools for a process whose task belongs to no queue object there."""
+    return _OwnPools(Pool(dsn), AsyncPool(dsn))

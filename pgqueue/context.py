@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import msgspec
-import psycopg
-from psycopg.rows import TupleRow
 
 from pgqueue.core.signals import Cancel
+from pgqueue.db.pool import AsyncConnection, Connection
 from pgqueue.errors import LeaseLost, PgqueueError
 from pgqueue.extension import context_here
 
@@ -98,6 +97,11 @@ class BaseContext:
         if reason is not None:
             raise Cancel(f"the attempt was asked to end: {reason}")
 
+    def _check_time(self) -> None:
+        """Before anything that has an effect. After a time-out, or without the lease, the next attempt may be at it."""
+        if self._interrupt.reason in ("timeout", "lost"):
+            self.raise_if_cancelled()
+
 
 class Context(BaseContext):
     """The context of a task that is a plain function."""
@@ -108,13 +112,17 @@ class Context(BaseContext):
         interrupt: Interrupt,
         *,
         mode: Mode = "worker",
-        lend: Callable[[], AbstractContextManager[psycopg.Connection[TupleRow]]],
+        lend: Callable[[], AbstractContextManager[Connection]],
     ) -> None:
         super().__init__(job, interrupt, mode=mode)
         self._lend = lend
 
-    def connection(self) -> AbstractContextManager[psycopg.Connection[TupleRow]]:
-        """A connection to the queue's database, in autocommit mode, for the length of a `with` block."""
+    def connection(self) -> AbstractContextManager[Connection]:
+        """A connection to the queue's database, in autocommit mode, for the length of a `with` block.
+
+        raises  Cancel after the attempt's time-out, LeaseLost if another worker may be running the job by now
+        """
+        self._check_time()
         return self._lend()
 
 
@@ -127,13 +135,17 @@ class AsyncContext(BaseContext):
         interrupt: Interrupt,
         *,
         mode: Mode = "worker",
-        lend: Callable[[], AbstractAsyncContextManager[psycopg.AsyncConnection[TupleRow]]],
+        lend: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
     ) -> None:
         super().__init__(job, interrupt, mode=mode)
         self._lend = lend
 
-    def connection(self) -> AbstractAsyncContextManager[psycopg.AsyncConnection[TupleRow]]:
-        """A connection to the queue's database, in autocommit mode, for the length of an `async with` block."""
+    def connection(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """A connection to the queue's database, in autocommit mode, for the length of an `async with` block.
+
+        raises  as that of `Context`
+        """
+        self._check_time()
         return self._lend()
 
 

@@ -6,7 +6,7 @@ import random
 
 
 class Backoff:
-    """Waits of `first` seconds, twice that, ... up to `cap`, each shortened by up to a half so that none march in step."""
+    """Waits of `first` seconds, twice that, ... up to `cap`, each shortened by up to a half, to spread them."""
 
     def __init__(self, *, first: float = 0.1, cap: float = 30.0) -> None:
         self._first = first

@@ -33,26 +33,35 @@ log = logging.getLogger("pgqueue.claimer")
 BATCH = 500
 AHEAD = 3 * BATCH
 AHEAD_SECONDS = 0.5
-BUSY = 0.1  # seconds of uninterrupted claiming after which NOTIFY is not wanted
+BUSY = 0.1  # seconds for which a queue has had work when NOTIFY is not wanted any more
 AGAIN = 0.005  # seconds after which to look again for what another worker may have had locked
 
 
 class Supply:
     """One lane and what the claimer knows of its queue.
 
-    hot  it may have work: claim from it as soon as there is room
+    hot      it may have work: claim from it as soon as there is room
+    drained  it had none when we last looked
     """
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.marks = Marks()
         self.hot = True
+        self.hot_since = time.monotonic()
         self.paused = False
         self.suspect = False
+        self.drained = False
         self.chunk = 1.0  # jobs per row of `ready`, lately
         self.empty = Backoff(first=AGAIN, cap=1.0)
         self._rate = 0.0
         self._measured = (time.monotonic(), 0)
+
+    def heat(self) -> None:
+        """There may be work."""
+        if not self.hot:
+            self.hot = True
+            self.hot_since = time.monotonic()
 
     def room(self) -> int:
         """How many jobs it should be given now; 0 unless it is worth a claim."""
@@ -106,11 +115,12 @@ class Claimer:
         self._solo = solo
         self._held = held
         self._leases = 0
+        self._in_doubt: int | None = None  # the lease of a claim that has not been answered
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._asleep = False
-        self._stopping = False
-        self._busy_since = 0.0
+        self._stopping = asyncio.Event()
+        self._calm: frozenset[str] = frozenset()
         self._backoff = Backoff(cap=5.0)
         self.allowed = True  # False while the worker's own lease is in doubt
 
@@ -118,13 +128,13 @@ class Claimer:
         """There may be work in `queue`. On the event loop's thread."""
         supply = self._supplies.get(queue)
         if supply is not None:
-            supply.hot = True
+            supply.heat()
             self._wake.set()
 
     def wake_all(self) -> None:
         """There may be work anywhere. On the event loop's thread."""
         for supply in self._supplies.values():
-            supply.hot = True
+            supply.heat()
         self._wake.set()
 
     def pulse(self, *, busy: Sequence[str], suspect: Sequence[str], paused: Sequence[str]) -> None:
@@ -132,7 +142,8 @@ class Claimer:
         for queue, supply in self._supplies.items():
             supply.paused = queue in paused
             supply.suspect = queue in suspect
-            supply.hot = supply.hot or queue in busy
+            if queue in busy:
+                supply.heat()
         self._wake.set()
 
     def low(self) -> None:
@@ -144,22 +155,30 @@ class Claimer:
 
     def stop(self) -> None:
         """Claim no more: `run` returns when the claim under way has been answered."""
-        self._stopping = True
+        self._stopping.set()
         self._wake.set()
 
-    async def run(self, gate: Callable[[bool], None]) -> None:
-        """Claim until stopped. `gate` is told True when there is nothing to claim, False when there is plenty."""
-        while not self._stopping:
+    async def run(self, gate: Callable[[frozenset[str]], None]) -> None:
+        """Claim until stopped. `gate` is told in which queues there is nothing to claim."""
+        while not self._stopping.is_set():
             self._wake.clear()
             self._asleep = True  # from here on a lane that runs low sets the event again
-            if await self._round():
-                self._busy_since = self._busy_since or time.monotonic()
-                if time.monotonic() - self._busy_since > BUSY:
-                    gate(False)
-            else:
-                self._busy_since = 0.0
-                gate(not any(supply.hot for supply in self._supplies.values()))
+            claimed = await self._round()
+            self._calm = self._calm_queues()
+            gate(self._calm)
+            if not claimed:
+                if any(self._supplies[queue].hot for queue in self._calm):
+                    self._loop.call_later(BUSY, self._wake.set)
                 await self._wake.wait()
+
+    def _calm_queues(self) -> frozenset[str]:
+        """The queues without work; one that has got some stays among them for a moment, it may be soon done."""
+        now = time.monotonic()
+        return frozenset(
+            queue
+            for queue, supply in self._supplies.items()
+            if not supply.hot or (queue in self._calm and now - supply.hot_since < BUSY)
+        )
 
     async def _round(self) -> bool:
         """Claim once for each lane that wants it; did any get something?"""
@@ -183,8 +202,12 @@ class Claimer:
 
     async def _claim(self, supply: Supply, room: int) -> bool:
         full = supply.marks.full_is_due
-        self._leases += 1
-        lease = Lease(self._worker << 32 | self._leases, 0)
+        # New priorities are asked for beforehand where jobs are waiting anyway; one for which we woke up isn't kept waiting.
+        ask_first = full and not supply.drained
+        supply.drained = False
+        if ask_first:
+            await self._survey(supply, full=full)
+        lease = self._new_lease()
         started = time.monotonic()
         batch = await self._session.run(
             jobs.claim(
@@ -200,13 +223,12 @@ class Claimer:
         )
         supply.marks.scanned(time.monotonic() - started, full=full)
         self._accept(supply, lease, batch)
-        if len(batch.jobs) < room:
+        if len(batch.jobs) < room or (full and not ask_first):
             await self._look(supply, found=bool(batch.marks))
         return bool(batch.marks)
 
     async def _claim_suspect(self, supply: Supply) -> bool:
-        self._leases += 1
-        lease = Lease(self._worker << 32 | self._leases, 0, solo=True)
+        lease = self._new_lease(solo=True)
         batch = await self._session.run(
             jobs.claim_suspect(
                 supply.lane.queue, worker=self._worker, lease=lease.id, kinds=self._kinds, schema=self._schema
@@ -216,7 +238,13 @@ class Claimer:
         supply.suspect = bool(batch.jobs)
         return supply.suspect
 
+    def _new_lease(self, *, solo: bool = False) -> Lease:
+        self._leases += 1
+        self._in_doubt = self._worker << 32 | self._leases
+        return Lease(self._in_doubt, 0, solo=solo)
+
     def _accept(self, supply: Supply, lease: Lease, batch: jobs.Batch) -> None:
+        self._in_doubt = None
         if batch.clock_us is None:
             return
         self._clock.set(batch.clock_us)
@@ -228,7 +256,8 @@ class Claimer:
         supply.chunk = max(1.0, len(batch.jobs) / max(1, batch.chunks))
         now = datetime.fromtimestamp(batch.clock_us / 1e6, UTC)
         attempts = []
-        for job in batch.jobs:
+        # They come in the order of their ids; of several priorities, the higher ones have to come first.
+        for job in batch.jobs if len(batch.marks) < 2 else sorted(batch.jobs, key=lambda job: -job.priority):
             attempt = self._attempt(job, supply.lane, lease)
             if job.expires_at is not None and job.expires_at <= now:
                 self._completer.report(attempt, Expired())
@@ -243,7 +272,19 @@ class Claimer:
 
     async def _look(self, supply: Supply, *, found: bool) -> None:
         """The queue gave less than there was room for: is there more, at another priority or locked by others?"""
-        full = supply.marks.full_is_due or not found
+        discovered, more = await self._survey(supply, full=supply.marks.full_is_due or not found)
+        if discovered:
+            self._wake.set()
+        elif not more:
+            supply.hot = False
+            supply.drained = True
+            supply.empty.reset()
+        elif not found:  # another worker has it locked this instant, or the queue is paused, or our heartbeat is late
+            supply.hot = False
+            self._loop.call_later(supply.empty.next(), self.wake, supply.lane.queue)
+
+    async def _survey(self, supply: Supply, *, full: bool) -> tuple[bool, bool]:
+        """Have priorities turned up that were not known, and have those that were known more work for us?"""
         started = time.monotonic()
         priorities, more = await self._session.run(
             jobs.survey(supply.lane.queue, kinds=self._kinds, marks=supply.marks.start(full=full), schema=self._schema)
@@ -251,13 +292,7 @@ class Claimer:
         supply.marks.scanned(time.monotonic() - started, full=full)
         if priorities:
             supply.marks.discover(priorities)
-            self._wake.set()
-        elif not more:
-            supply.hot = False
-            supply.empty.reset()
-        elif not found:  # another worker has it locked this instant, or the queue is paused, or our heartbeat is late
-            supply.hot = False
-            self._loop.call_later(supply.empty.next(), self.wake, supply.lane.queue)
+        return bool(priorities), more
 
     async def _recover(self, error: DatabaseError) -> None:
         """A claim failed. If its answer was lost it may have been committed: then its jobs are given back."""
@@ -265,14 +300,25 @@ class Claimer:
             log.error("claiming failed, will try again: %s", str(error).strip())
         elif self._backoff.failures == 0:
             log.warning("the database is away, trying again until it is back: %s", str(error).strip())
-        lost = self._worker << 32 | self._leases
-        while not self._stopping:
-            await asyncio.sleep(self._backoff.next())
+        await self._rest()
+        while self._in_doubt is not None:
             try:
-                if not await self._session.run(jobs.forget(lost, worker=self._worker, schema=self._schema)):
-                    entries = await self._session.run(jobs.held(lost, schema=self._schema))
-                    held = [(id, claim, lost) for id, claim in entries]
-                    await self._session.run(jobs.give_back(held, whole=[lost], part=[], schema=self._schema))
-                return
+                await self._forget(self._in_doubt)
+                self._in_doubt = None
             except DatabaseError as again:
                 log.debug("still away: %s", again)
+                if self._stopping.is_set():  # rescue finds those jobs
+                    return
+                await self._rest()
+
+    async def _forget(self, lost: int) -> None:
+        if not await self._session.run(jobs.forget(lost, worker=self._worker, schema=self._schema)):
+            entries = await self._session.run(jobs.held(lost, schema=self._schema))
+            held = [(id, claim, lost) for id, claim in entries]
+            await self._session.run(jobs.give_back(held, whole=[lost], part=[], schema=self._schema))
+
+    async def _rest(self) -> None:
+        """Sleep after a failure, unless it is time to stop."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._backoff.next()):
+                await self._stopping.wait()

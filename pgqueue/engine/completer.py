@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from pgqueue.core.outcome import NOTHING, Ended, Outcome, Raised, decide
+from pgqueue.core.outcome import NOTHING, Ended, Interrupted, Outcome, Raised, decide, storable
 from pgqueue.core.states import State
 from pgqueue.db.failure import DatabaseError, is_outage, is_transient
 from pgqueue.db.session import Session
@@ -132,6 +132,7 @@ class Completer:
                     pass
             self._wake.clear()
             self._asleep = False
+            self._in_hand = 1  # what is being returned, or was locked before
             await self._write()
             self._in_hand = 0
             self._flushed.set()
@@ -146,7 +147,7 @@ class Completer:
         if self._returned or self._released:
             await self._write_returned()
         batch = [self._reported.popleft() for _ in range(min(BATCH, len(self._reported)))]
-        self._in_hand = len(batch)
+        self._in_hand += len(batch)
         plain = [ending for ending in batch if ending.ended is NOTHING]
         others, self._locked = self._locked, []
         others += [(ending, _outcome(ending)) for ending in batch if ending.ended is not NOTHING]
@@ -201,7 +202,7 @@ class Completer:
         lost = [ending.attempt.job.id for ending, _ in pairs if ending.attempt.job.id not in recorded]
         if lost:
             self._on_lost(lost)
-        delays = [outcome.delay for _, outcome in pairs if outcome.delay is not None]
+        delays = [outcome.delay or 0.0 for _, outcome in pairs if outcome.delay is not None or outcome.solo]
         if delays:
             self._on_waiting(min(delays))
 
@@ -231,8 +232,13 @@ class Completer:
             self._backoff.reset()
         except DatabaseError as error:
             _reopen(attempt.lease for attempt in attempts)
-            self._returned.extend(attempts)
             self._released += released
+            if is_transient(error):  # as in `_complete`; these go to the end of their queue
+                now = time.monotonic()
+                endings = [Ending(attempt, Interrupted(), now) for attempt in attempts]
+                await self._settle([(e, Outcome(state=State.AVAILABLE, solo=e.attempt.lease.solo)) for e in endings])
+                return
+            self._returned.extend(attempts)
             await self._wait_out(error)
 
     def _document(self, pairs: Iterable[tuple[Ending, Outcome]]) -> str:
@@ -264,7 +270,18 @@ class Completer:
 def _outcome(ending: Ending) -> Outcome:
     job, task = ending.attempt.job, ending.attempt.task
     retry = task.retry if job.max_attempts is None else replace(task.retry, max_attempts=job.max_attempts)
-    return decide(ending.ended, attempt=job.attempt, crashes=job.crashes, retry=retry)
+    try:
+        return _tidied(decide(ending.ended, attempt=job.attempt, crashes=job.crashes, retry=retry))
+    except BaseException as broken:  # what a task raises may bring methods of its own, and may lack a delay or a reason
+        error = ValueError(f"how it ended can't be told: {type(broken).__name__}")
+        return decide(Raised(error), attempt=job.attempt, crashes=job.crashes, retry=retry)
+
+
+def _tidied(outcome: Outcome) -> Outcome:
+    """The outcome with a reason that a task gave as text that can be stored."""
+    if outcome.error is None or outcome.error["traceback"] is not None:
+        return outcome
+    return replace(outcome, error=outcome.error | {"message": storable(str(outcome.error["message"]))})
 
 
 def _close(leases: Iterable[Lease]) -> tuple[list[int], list[int]]:

@@ -11,13 +11,13 @@ import contextvars
 import queue
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 from pgqueue.core.outcome import NOTHING, Asked, Ended, Interrupted, Raised, Returned, TimedOut
 from pgqueue.core.states import Verb
 from pgqueue.engine.lane import Attempt, Reason
-from pgqueue.extension import Around, context_here
+from pgqueue.extension import context_here
 from pgqueue.tasks.json_text import encode_result
 
 Report = Callable[[Attempt, Ended], None]
@@ -60,21 +60,30 @@ def raised(error: BaseException, attempt: Attempt) -> Ended:
             return Asked(Verb.STOP, error)
         case Reason.SHUTDOWN | Reason.LOST:
             return Interrupted()
-    text = "".join(traceback.format_exception(error, limit=-50))
-    return Raised(error, text)
+    return Raised(error, _traceback_of(error))
+
+
+def _traceback_of(error: BaseException) -> str:
+    """Where it was raised, from the task's own code on: our frames above that are nobody's concern."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    try:
+        return "".join(traceback.format_exception(type(error), error, trace, limit=-50))
+    except Exception as broken:  # an exception may bring methods of its own
+        return f"(its traceback can't be had: {type(broken).__name__})"
 
 
 class AsyncExecutor:
     """Runs `async def` tasks as coroutines of the worker's event loop.
 
     A job runs in the asyncio task of the job before it, which saves a third of the cost of a no-op job on Python 3.11;
-    a job that left context variables changed, or was interrupted, takes its asyncio task with it.
+    a job that left context variables changed, or was cancelled, takes its asyncio task with it.
     """
 
-    def __init__(self, report: Report, make_context: Callable[[Attempt], object], around: Sequence[Around]) -> None:
+    def __init__(self, report: Report, make_context: Callable[[Attempt], object]) -> None:
         self._report = report
         self._make_context = make_context
-        self._around = around
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
         self._clean = contextvars.copy_context()
@@ -105,7 +114,7 @@ class AsyncExecutor:
             attempt = upcoming
             self._report(attempt, await self._attempt(attempt, current))
             upcoming = attempt.lane.next(self)
-            if attempt.reason is not None or contextvars.copy_context() != before:
+            if attempt.reason is not None or current.cancelling() or contextvars.copy_context() != before:
                 break
             count += 1
             if count % YIELD_EVERY == 0:
@@ -121,34 +130,12 @@ class AsyncExecutor:
             if attempt.reason is not None:  # asked to end before it began
                 return raised(asyncio.CancelledError(), attempt)
             args, kwargs = call_arguments(attempt, self._make_context)
-            if not self._around:
-                return returned(await attempt.task.fn(*args, **kwargs))  # type: ignore[misc]
-            return returned(await self._wrapped(attempt, args, kwargs))
+            return returned(await attempt.task.fn(*args, **kwargs))  # type: ignore[misc]
         except BaseException as error:
-            if isinstance(error, asyncio.CancelledError) and attempt.reason is None and current.cancelling():
-                attempt.reason = Reason.SHUTDOWN  # somebody ends the event loop under us
             return raised(error, attempt)
         finally:
             attempt.on_interrupt = None
             context_here.reset(token)
-
-    async def _wrapped(self, attempt: Attempt, args: list[object], kwargs: dict[str, object]) -> object:
-        async def innermost() -> object:
-            return await attempt.task.fn(*args, **kwargs)  # type: ignore[misc]
-
-        return await _nested(self._around, attempt, innermost)
-
-
-def _nested(around: Sequence[Around], attempt: Attempt, call: Callable[[], Awaitable[object]]) -> Awaitable[object]:
-    for middleware in reversed(around):
-        call = _layer(middleware, attempt, call)
-    return call()
-
-
-def _layer(
-    middleware: Around, attempt: Attempt, call: Callable[[], Awaitable[object]]
-) -> Callable[[], Awaitable[object]]:
-    return lambda: middleware(attempt, call)
 
 
 class ThreadExecutor:

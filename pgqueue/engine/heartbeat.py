@@ -50,7 +50,7 @@ class Heartbeat:
         doubtful: Callable[[], Sequence[int]],
         on_pulse: Callable[[cluster.Pulse], object],
     ) -> None:
-        self._session = SyncSession(dsn, role="heartbeat", pooled=pooled)
+        self._session = SyncSession(dsn, role="heartbeat", pooled=pooled, answer_within=identity.lease / 2)
         self._schema = schema
         self._worker = worker
         self._identity = identity

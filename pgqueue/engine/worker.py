@@ -9,12 +9,13 @@ interrupts it; nothing of that costs a job an attempt.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from pgqueue.core.outcome import Asked, Ended, Interrupted
 from pgqueue.core.states import Verb
@@ -27,7 +28,8 @@ from pgqueue.engine.completer import Clock, Completer
 from pgqueue.engine.executors import AsyncExecutor, ThreadExecutor
 from pgqueue.engine.heartbeat import Heartbeat
 from pgqueue.engine.lane import FOREVER, Attempt, Executor, Lane, Reason
-from pgqueue.extension import Around
+from pgqueue.engine.place import check_importable
+from pgqueue.engine.processes import ProcessExecutor
 from pgqueue.store import cluster
 from pgqueue.store.statement import Statement
 from pgqueue.tasks.task import Task
@@ -36,6 +38,7 @@ log = logging.getLogger("pgqueue.worker")
 
 LOOKS = (0.0, 0.005, 0.025, 0.1, 0.5)  # seconds after lying down at which to look for what was being committed then
 INTERRUPTED_WAIT = 2.0  # seconds that interrupted attempts get to end
+CLAIM_WAIT = 5.0  # seconds for the answer to a claim that is under way
 FLUSH_WAIT = 10.0
 VERSION = "0.1.0"
 
@@ -60,7 +63,6 @@ class WorkerOptions:
     lease: float = 15.0
     margin: float = 4.0
     grace: float = 20.0
-    around: Sequence[Around] = field(default=())
 
 
 class Worker:
@@ -78,7 +80,9 @@ class Worker:
         self._tasks = tasks
         self._make_context = make_context
         self._make_process_executor = make_process_executor
+        check_importable(tasks.values())
         self._held: set[Attempt] = set()
+        self._sessions: list[Session] = []
         self._doubtful: list[int] = []
         self._fenced = False
         self._stop = asyncio.Event()
@@ -94,6 +98,13 @@ class Worker:
 
     async def run(self) -> None:
         """Work until stopped."""
+        try:
+            await self._run()
+        finally:
+            for session in self._sessions:
+                await session.close()
+
+    async def _run(self) -> None:
         self._identity = _identity(self.options, sorted(self._tasks))
         if not await self._register():
             return
@@ -103,6 +114,9 @@ class Worker:
         try:
             await self._work()
         finally:
+            for executor in self._executors.values():
+                if isinstance(executor, ThreadExecutor):
+                    executor.close()
             await asyncio.to_thread(self._heartbeat.stop)
             await self._sign_off()
 
@@ -118,7 +132,8 @@ class Worker:
                 if not is_outage(error):
                     raise
                 log.warning("the database can't be reached, trying again: %s", str(error).strip())
-                await self._pause(backoff.next())
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._stop.wait(), backoff.next())
         return False
 
     def _assemble(self) -> None:
@@ -136,13 +151,14 @@ class Worker:
         )  # fmt: skip
         self._lanes = [Lane(queue, limit, self._low) for queue, limit in options.queues.items()]
         self._executors: dict[str, Executor] = {
-            "async": AsyncExecutor(self._report, self._make_context, options.around),
+            "async": AsyncExecutor(self._report, self._make_context),
             "thread": ThreadExecutor(self._report, self._make_context),
         }
         if self._make_process_executor is not None:
             self._executors["process"] = self._make_process_executor(self._report)
         else:
-            self._executors["process"] = self._executors["thread"]
+            settings = {"dsn": options.dsn, "schema": options.schema, "pooled": options.pooled}
+            self._executors["process"] = ProcessExecutor(self._report, settings=settings)
         self._claimer = Claimer(
             self._session("claim"), schema=options.schema, worker=self.id, lanes=self._lanes, tasks=self._tasks,
             completer=self._completer, clock=self._clock, executor_of=lambda task: self._executors[task.executor],
@@ -152,12 +168,12 @@ class Worker:
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as group:
             background = [group.create_task(self._completer.run()), group.create_task(self._watch())]
-            gate: Callable[[bool], None] = lambda want: None  # noqa: E731
+            gate: Callable[[frozenset[str]], None] = lambda queues: None  # noqa: E731
             if self.options.direct_dsn is None:
                 log.warning("no direct connection is configured: polling instead of LISTEN")
             else:
                 listener = self._listener(self.options.direct_dsn)
-                gate = listener.want_gate
+                gate = listener.want_gates
                 background.append(group.create_task(listener.run()))
             claiming = group.create_task(self._claimer.run(gate))
             self.ready.set()
@@ -169,16 +185,17 @@ class Worker:
     def _listener(self, dsn: str) -> Listener:
         loop = asyncio.get_running_loop()
 
-        def look_soon() -> None:
+        def look_soon(queues: frozenset[str]) -> None:
             for delay in LOOKS:
-                loop.call_later(delay, self._claimer.wake_all)
+                for queue in queues:
+                    loop.call_later(delay, self._claimer.wake, queue)
 
         listener = Listener(
-            dsn, schema=self.options.schema, queues=list(self.options.queues),
+            dsn, schema=self.options.schema,
             on_ready=lambda queue: self._claimer.wake_all() if queue is None else self._claimer.wake(queue),
             on_control=self._told,
         )  # fmt: skip
-        listener.on_gate = look_soon
+        listener.on_gates = look_soon
         return listener
 
     async def _wind_down(self, claiming: asyncio.Task[None]) -> None:
@@ -187,7 +204,8 @@ class Worker:
         for lane in self._lanes:
             lane.open = False
         self._return_waiting()
-        await claiming
+        await asyncio.wait({claiming}, timeout=CLAIM_WAIT)
+        claiming.cancel()  # its answer hasn't come; if it ever does, rescue finds those jobs
         self._return_waiting()
         await self._until_idle(self.options.grace, self._stop_now)
         for attempt in list(self._held):
@@ -212,15 +230,9 @@ class Worker:
 
     async def _until_idle(self, seconds: float, or_event: asyncio.Event | None = None) -> None:
         deadline = time.monotonic() + seconds
-        while self._held and time.monotonic() < deadline and not (or_event and or_event.is_set()):
-            await self._pause(0.02, or_event)
-
-    async def _pause(self, seconds: float, event: asyncio.Event | None = None) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await (event or self._stop).wait() if event or not self._stop.is_set() else await asyncio.sleep(seconds)
-        except TimeoutError:
-            pass
+        # Looked at now and then: attempts end in threads and processes too.
+        while self._held and time.monotonic() < deadline and not (or_event and or_event.is_set()):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
     async def _sign_off(self) -> None:
         session = self._session("sign off")
@@ -309,7 +321,9 @@ class Worker:
             attempt.interrupt(Reason.LOST)
 
     def _session(self, role: str) -> Session:
-        return Session(self.options.dsn, role=role, pooled=self.options.pooled)
+        session = Session(self.options.dsn, role=role, pooled=self.options.pooled)
+        self._sessions.append(session)
+        return session
 
 
 def _identity(options: WorkerOptions, kinds: Sequence[str]) -> cluster.Identity:
