@@ -8,16 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from pgqueue.app import Parts, assemble
+from pgqueue.engine.supervisor import Supervisor
 from pgqueue.engine.worker import Worker as Engine
 from pgqueue.engine.worker import WorkerOptions
 from pgqueue.errors import ConfigError
 from pgqueue.tasks.door import check_name
+
+log = logging.getLogger("pgqueue.worker")
+__all__ = ["Supervisor", "Worker", "WorkerSettings", "read_queues"]
 
 CONCURRENCY = 10
 
@@ -82,6 +87,7 @@ class Worker:
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._engine: Engine | None = None
+        self._stops = self._passed_on = 0
         self._started = threading.Event()
         self._failure: BaseException | None = None
 
@@ -98,45 +104,56 @@ class Worker:
 
     def stop(self) -> None:
         """Stop in order; a second call: at once. From any thread."""
-        loop, engine = self._loop, self._engine
-        if loop is not None and engine is not None:
+        self._stops += 1
+        if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
-                loop.call_soon_threadsafe(engine.stop)
+                self._loop.call_soon_threadsafe(self._pass_on)
 
     def start(self) -> None:
         """Work in a thread of its own; returns when it claims jobs. Raises as `run`."""
         self._thread = threading.Thread(target=self._in_thread, name="pgqueue-worker", daemon=True)
         self._thread.start()
         self._started.wait()
-        if self._failure is not None:
-            raise self._failure
+        self._raise_failure()
 
     def close(self) -> None:
-        """Stop in order and wait until that is done."""
+        """Stop in order and wait until that is done. Raises as `wait`."""
         self.stop()
         self.wait()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until the worker has ended; False if it has not within `timeout` seconds."""
+        """Wait until the worker has ended; False if it has not within `timeout` seconds.
+
+        raises  what ended it, if that was an error (once)
+        """
         if self._thread is None:
             return True
         self._thread.join(timeout)
+        self._raise_failure()
         return not self._thread.is_alive()
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def _in_thread(self) -> None:
         try:
             asyncio.run(self._run(signals=False))
-        except BaseException as error:  # start() raises it, if it still waits
+        except BaseException as error:  # start() or wait() raises it
+            if self._started.is_set():
+                log.critical("the worker has ended: %r", error)
             self._failure = error
         finally:
             self._started.set()
 
     async def _run(self, *, signals: bool) -> None:
-        engine = await assemble(self._parts, self._options)
-        self._loop, self._engine = asyncio.get_running_loop(), engine
+        self._loop = asyncio.get_running_loop()
         if signals:
             for number in (signal.SIGTERM, signal.SIGINT):
-                self._loop.add_signal_handler(number, engine.stop)
+                self._loop.add_signal_handler(number, self.stop)
+        self._engine = engine = await assemble(self._parts, self._options)
+        self._pass_on()
         announcing = asyncio.create_task(self._announce(engine))
         working = asyncio.create_task(engine.run())
         try:
@@ -148,6 +165,12 @@ class Worker:
             raise
         finally:
             announcing.cancel()
+
+    def _pass_on(self) -> None:
+        """Tell the engine how often it was asked to stop, which may have been before there was one."""
+        while self._engine is not None and self._passed_on < self._stops:
+            self._passed_on += 1
+            self._engine.stop()
 
     async def _announce(self, engine: Engine) -> None:
         await engine.ready.wait()
