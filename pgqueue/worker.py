@@ -15,15 +15,12 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from pgqueue.app import Parts, assemble
-from pgqueue.engine.supervisor import Supervisor
 from pgqueue.engine.worker import Worker as Engine
 from pgqueue.engine.worker import WorkerOptions
 from pgqueue.errors import ConfigError
 from pgqueue.tasks.door import check_name
 
 log = logging.getLogger("pgqueue.worker")
-__all__ = ["Supervisor", "Worker", "WorkerSettings", "read_queues"]
-
 CONCURRENCY = 10
 
 
@@ -64,6 +61,13 @@ def _number(text: str, name: str) -> int:
     if not text.strip().isdecimal():
         raise ConfigError(f"queue {name!r}: {text!r} jobs at once; must be a whole number from 1 to 10000")
     return int(text)
+
+
+def supervise(argv: Sequence[str], *, processes: int) -> int:
+    """Run `argv` as so many worker processes, and replace those that die; returns the status to exit with."""
+    from pgqueue.engine.supervisor import Supervisor  # its signals are those of Unix
+
+    return Supervisor(argv, processes=processes).run()
 
 
 class Worker:

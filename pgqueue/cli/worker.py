@@ -21,7 +21,7 @@ from pgqueue.db.adapt import run
 from pgqueue.db.connect import connect, describe, resolve_dsn
 from pgqueue.db.failure import DatabaseError, is_outage, server_text
 from pgqueue.db.schema import gate, installed_version
-from pgqueue.worker import CONCURRENCY
+from pgqueue.worker import CONCURRENCY, supervise
 
 log = logging.getLogger("pgqueue.cli")
 
@@ -66,8 +66,6 @@ def _supervise(loaded: Loaded, *, check: bool, as_json: bool) -> int:
 
     This process imports no application: what a supervisor has not loaded can't make it fail.
     """
-    from pgqueue.worker import Supervisor  # not for Windows
-
     given = [name for name, origin in loaded.origins.items() if origin.startswith("-")]
     flags = [f"--{name.replace('_', '-')}={_as_given(loaded, name)}" for name in given]
     file = [] if loaded.file is None else [f"--config={loaded.file}"]
@@ -75,7 +73,7 @@ def _supervise(loaded: Loaded, *, check: bool, as_json: bool) -> int:
     status = subprocess.run([*argv, "--check"], check=False).returncode
     if status or check:
         return status
-    return Supervisor(argv, processes=loaded.config.processes).run()
+    return supervise(argv, processes=loaded.config.processes)
 
 
 def _as_given(loaded: Loaded, name: str) -> str:

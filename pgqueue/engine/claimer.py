@@ -202,7 +202,7 @@ class Claimer:
 
     async def _claim(self, supply: Supply, room: int) -> bool:
         full = supply.marks.full_is_due
-        # New priorities are asked for beforehand where jobs are waiting anyway; one for which we woke up isn't kept waiting.
+        # New priorities are asked for beforehand where jobs wait anyway; one that we woke up for isn't kept waiting.
         ask_first = full and not supply.drained
         supply.drained = False
         if ask_first:

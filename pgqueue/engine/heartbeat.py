@@ -35,7 +35,9 @@ class Heartbeat:
     running     how many attempts run now
     doubtful    ids whose state is to be looked up with the next beat
     on_pulse    called (in this thread) with what each beat found
+    trust       seconds after an acknowledged beat for which the lease is the worker's beyond doubt
     last_beat   monotonic time at which the last acknowledged beat was sent
+    lapses      how often that was more than `trust` after the one before: others may have taken the jobs meanwhile
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Heartbeat:
         schema: str,
         worker: int,
         identity: cluster.Identity,
+        trust: float,
         running: Callable[[], int],
         doubtful: Callable[[], Sequence[int]],
         on_pulse: Callable[[cluster.Pulse], object],
@@ -58,6 +61,8 @@ class Heartbeat:
         self._doubtful = doubtful
         self._on_pulse = on_pulse
         self.last_beat = time.monotonic()
+        self.lapses = 0
+        self._trust = trust
         self._wake = threading.Condition()
         self._wake_at = 0.0  # monotonic; when to beat next
         self._stopping = False
@@ -123,6 +128,8 @@ class Heartbeat:
         )
         if not pulse.beating:
             self._run(cluster.revive(self._worker, self._identity, schema=self._schema))
+        if sent - self.last_beat > self._trust:
+            self.lapses += 1
         self.last_beat = sent
         self._on_pulse(pulse)
         if pulse.orphans_in is not None and pulse.orphans_in <= 0:

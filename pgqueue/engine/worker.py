@@ -293,6 +293,7 @@ class Worker:
 
     async def _watch(self) -> None:
         """Time-outs, and the worker's own lease."""
+        lapses = 0
         while True:
             now = time.monotonic()
             nearest = FOREVER
@@ -301,9 +302,13 @@ class Worker:
                     attempt.interrupt(Reason.TIMEOUT)
                 elif attempt.deadline < nearest:
                     nearest = attempt.deadline
-            overdue = now - self._heartbeat.last_beat > self.options.lease - self.options.margin
+            lapsed, lapses = self._heartbeat.lapses > lapses, self._heartbeat.lapses
+            overdue = now - self._heartbeat.last_beat > self.options.trust
             if overdue is not self._fenced:
                 self._fence(overdue)
+            elif lapsed:  # it is over already: the whole process slept, or the event loop did when it happened
+                self._fence(True)
+                self._fence(False)
             await asyncio.sleep(0.05 if nearest - now < 2 else 0.5)
 
     def _fence(self, overdue: bool) -> None:
@@ -314,7 +319,7 @@ class Worker:
             return
         log.error(
             "no heartbeat was acknowledged for %.0f s: interrupting all jobs, others may run them",
-            self.options.lease - self.options.margin,
+            self.options.trust,
         )
         self._return_waiting()
         for attempt in list(self._held):

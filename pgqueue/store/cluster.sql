@@ -35,7 +35,7 @@ with dead as materialized (
   select l.id, l.worker_id, l.solo, l.ids, l.claims from pgqueue.lease l
   where not exists (select from pgqueue.worker w where w.id = l.worker_id and w.stopped_at is null
     and w.seen_at + w.lease > clock_timestamp())
-  order by l.id limit 20 for update of l skip locked),
+  order by random() limit 20 for update of l skip locked),  -- not always the same, which may be locked for long
 open as materialized (
   select d.id as lease, d.worker_id, d.solo, j.id, j.claim
   from dead d cross join lateral unnest(d.ids, d.claims) u (id, claim)
@@ -54,7 +54,8 @@ done as (
   returning j.id, j.claim, o.claim as old_claim, j.queue, j.kind, j.status, j.attempt, j.crashes, j.unique_key,
     o.worker_id, o.solo),
 suspected as (
-  insert into pgqueue.suspect (job_id, claim, queue, kind) select id, claim, queue, kind from done where status = 0),
+  insert into pgqueue.suspect (job_id, claim, queue, kind) select id, claim, queue, kind from done where status = 0
+  on conflict (job_id) do update set claim = excluded.claim),  -- a void one may be left from a race
 recorded as (
   insert into pgqueue.attempt (job_id, claim, attempt, worker_id, finished_at, state, error)
   select d.id, d.old_claim, d.attempt + 1, d.worker_id, clock_timestamp(),
@@ -82,10 +83,11 @@ woken as (select count(pgqueue.wake(queue)) from (select distinct queue from don
 select (select count(*) from done), (select count(*) from remaining) from woken
 
 -- name: stage
--- Make due jobs available, at most `n`; those that are asked to end, end. Answers with the number that were due.
+-- Make due jobs available, at most `n`. Answers with the number that were due. By ctid: a row that changed between the
+-- snapshot and the lock has another one and is left for the next time, because its job is still seen as it was.
 with due as materialized (
-  delete from pgqueue.waiting where job_id in (
-    select job_id from pgqueue.waiting where due <= clock_timestamp() order by due limit %(n)s::integer for update skip locked)
+  delete from pgqueue.waiting where ctid = any (array(
+    select ctid from pgqueue.waiting where due <= clock_timestamp() order by due limit %(n)s::integer for update skip locked))
   returning job_id, claim),
 job as (
   select j.id, j.queue, j.priority, j.kind, j.claim, pg_column_size(j.args) + pg_column_size(j.metadata) as bytes
@@ -120,11 +122,11 @@ old as (
   delete from pgqueue.tally where (select mine from turn) and (
     minute < date_trunc('minute', clock_timestamp()) - interval '2 minutes'
       and minute in (select minute from pgqueue.tally group by minute having count(*) > count(distinct (queue, kind, state)))
-    or minute < clock_timestamp() - interval '2 days' and minute <> date_trunc('hour', minute))
+    or minute < clock_timestamp() - interval '2 days' and minute <> date_trunc('hour', minute, 'UTC'))
   returning *),
 folded as (
   insert into pgqueue.tally (minute, queue, kind, state, jobs, seconds, longest)
-  select case when minute < clock_timestamp() - interval '2 days' then date_trunc('hour', minute) else minute end as bucket,
+  select case when minute < clock_timestamp() - interval '2 days' then date_trunc('hour', minute, 'UTC') else minute end as bucket,
     queue, kind, state, sum(jobs), sum(seconds), max(longest) from old group by bucket, queue, kind, state),
 gone as (
   delete from pgqueue.worker w where (select mine from turn)

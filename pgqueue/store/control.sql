@@ -1,5 +1,7 @@
 -- What people do to jobs and queues. Several ids at once; rows are locked in id order.
 -- A claimed job's row is never touched: somebody's transaction may hold it. Its worker is asked instead.
+-- `found` is how a job looked when the statement began, `own` how it looks since it is locked: the answer tells of the
+-- second. Rows of the side tables that came in between are not seen; the claim number makes them void.
 
 -- name: cancel
 -- Cancel or stop jobs: a waiting one is final at once, a claimed one is asked to. One row (id, answer) per id given.
@@ -11,11 +13,11 @@ found as materialized (
   from target t join pgqueue.job j on j.id = t.id
   left join held h on h.id = j.id and h.claim = j.claim and j.status = 0),
 own as materialized (
-  select j.id from pgqueue.job j join found f on f.id = j.id
-  where f.status = 0 and not f.claimed and j.status = 0 order by j.id for no key update of j),
+  select j.id, j.status from pgqueue.job j join found f on f.id = j.id
+  where f.status = 0 and not f.claimed order by j.id for no key update of j),
 done as (
   update pgqueue.job j set status = case %(action)s::text when 'cancel' then 2 else 4 end, finalized_at = clock_timestamp()
-  from own where j.id = own.id and j.status = 0
+  from own where j.id = own.id and own.status = 0
   returning j.id, j.queue, j.kind, j.unique_key, j.claim, j.attempt),
 unscheduled as (delete from pgqueue.waiting w using done d where w.job_id = d.id),
 unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id),
@@ -40,11 +42,10 @@ told as (
   select count(pg_notify(translate('pgqueue.control', '"', ''), id::text))
   from (select id from done union all select job_id from asked) x)
 select t.id, case
-  when f.id is null then 'not found'
   when d.id is not null then case %(action)s::text when 'cancel' then 'cancelled' else 'stopped' end
   when f.claimed then 'requested'
-  else 'already ' || (select state from pgqueue.jobs where jobs.id = t.id) end
-from target t left join found f on f.id = t.id left join done d on d.id = t.id, told
+  else coalesce('already ' || (array['completed', 'cancelled', 'discarded', 'stopped'])[coalesce(o.status, f.status)], 'not found') end
+from target t left join found f on f.id = t.id left join own o on o.id = t.id left join done d on d.id = t.id, told
 order by t.id
 
 -- name: retry
@@ -52,28 +53,23 @@ order by t.id
 -- and retryable ones. Attempt and crashes of a final job begin anew; the claim number goes on.
 with target as (select distinct value::bigint as id from jsonb_array_elements_text(%(ids)s::text::jsonb)),
 found as materialized (
-  select j.id, j.state, j.unique_key, j.kind from target t join pgqueue.jobs j on j.id = t.id),
-key as (
-  insert into pgqueue.unique_key (kind, key, job_id)
-  select kind, unique_key, id from found
-  where unique_key is not null and state in ('completed', 'cancelled', 'discarded', 'stopped') order by kind, unique_key
-  on conflict do nothing returning job_id),
-able as materialized (
-  select f.id, f.state from found f
-  where state in ('scheduled', 'retryable')
-    or state in ('completed', 'cancelled', 'discarded', 'stopped')
-      and (unique_key is null or f.id in (select job_id from key))),
+  select j.id, j.state, j.state in ('completed', 'cancelled', 'discarded', 'stopped') as final
+  from target t join pgqueue.jobs j on j.id = t.id),
 own as materialized (
-  select j.id, a.state from pgqueue.job j join able a on a.id = j.id
-  where (j.status > 0) = (a.state in ('completed', 'cancelled', 'discarded', 'stopped'))
-  order by j.id for no key update of j),
+  select j.id, j.status, j.kind, j.unique_key, f.final from pgqueue.job j join found f on f.id = j.id
+  where f.final or f.state in ('scheduled', 'retryable') order by j.id for no key update of j),
+able as materialized (select * from own where (status > 0) = final),
+key as (  -- after the job's row, as `complete` frees it after that
+  insert into pgqueue.unique_key (kind, key, job_id)
+  select kind, unique_key, id from able where final and unique_key is not null order by kind, unique_key
+  on conflict do nothing returning job_id),
 done as (
   update pgqueue.job j
   set status = 0, claim = j.claim + 1, finalized_at = null, started_at = null, result = null, scheduled_at = null,
-    attempt = case when own.state in ('scheduled', 'retryable') then j.attempt else 0 end,
-    crashes = case when own.state in ('scheduled', 'retryable') then j.crashes else 0 end,
-    metadata = case when %(restart)s::boolean or own.state = 'completed' then j.metadata - 'pgqueue' else j.metadata end
-  from own where j.id = own.id
+    attempt = case when a.final then 0 else j.attempt end, crashes = case when a.final then 0 else j.crashes end,
+    metadata = case when %(restart)s::boolean or a.status = 1 then j.metadata - 'pgqueue' else j.metadata end
+  from able a
+  where j.id = a.id and (not a.final or a.unique_key is null or a.id in (select job_id from key))
   returning j.id, j.queue, j.priority, j.kind, j.claim, pg_column_size(j.args) + pg_column_size(j.metadata) as bytes),
 unscheduled as (delete from pgqueue.waiting w using done d where w.job_id = d.id),
 unasked as (delete from pgqueue.request r using done d where r.job_id = d.id),
@@ -82,12 +78,13 @@ again as (
   select queue, priority, kind, claim, array[id], bytes from done order by id),
 woken as (select count(pgqueue.wake(queue)) from (select distinct queue from done) q)
 select t.id, case
-  when f.id is null then 'not found'
   when d.id is not null then 'available'
-  when f.state in ('completed', 'cancelled', 'discarded', 'stopped') and f.unique_key is not null
-    then 'blocked by a live job with the same unique key'
-  else 'already ' || f.state end
-from target t left join found f on f.id = t.id left join done d on d.id = t.id, woken
+  when a.id is not null then 'blocked by a live job with the same unique key'
+  when o.id is not null then 'already ' || coalesce((array['completed', 'cancelled', 'discarded', 'stopped'])[nullif(o.status, 0)], 'available')
+  when f.final or f.state in ('scheduled', 'retryable') then 'not found'
+  else coalesce('already ' || f.state, 'not found') end
+from target t left join found f on f.id = t.id left join own o on o.id = t.id left join able a on a.id = t.id
+left join done d on d.id = t.id, woken
 order by t.id
 
 -- name: reschedule
@@ -97,47 +94,65 @@ due as materialized (
   select coalesce(%(at)s::text::timestamptz, clock_timestamp() + make_interval(secs => %(delay)s::float8)) as at),
 found as materialized (select j.id, j.state from target t join pgqueue.jobs j on j.id = t.id),
 own as materialized (
-  select j.id, f.state from pgqueue.job j join found f on f.id = j.id
-  where f.state in ('scheduled', 'retryable', 'available') and j.status = 0 order by j.id for no key update of j),
+  select j.id, j.status, f.state from pgqueue.job j join found f on f.id = j.id
+  where f.state in ('scheduled', 'retryable', 'available') order by j.id for no key update of j),
 done as (
-  update pgqueue.job j set claim = j.claim + 1, scheduled_at = due.at from own, due where j.id = own.id
+  update pgqueue.job j set claim = j.claim + 1, scheduled_at = due.at from own, due
+  where j.id = own.id and own.status = 0
   returning j.id, j.claim, own.state, due.at),
 unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id),
 later as (
   insert into pgqueue.waiting (job_id, due, claim, state)
   select id, at, claim, case state when 'retryable' then 'retryable' else 'scheduled' end from done order by id
-  on conflict (job_id) do update set due = excluded.due, claim = excluded.claim)
-select t.id, case when f.id is null then 'not found' when d.id is not null then
-  case d.state when 'retryable' then 'retryable' else 'scheduled' end else 'already ' || f.state end
-from target t left join found f on f.id = t.id left join done d on d.id = t.id order by t.id
+  on conflict (job_id) do update set due = excluded.due, claim = excluded.claim, state = excluded.state)
+select t.id, case
+  when d.id is not null then case d.state when 'retryable' then 'retryable' else 'scheduled' end
+  when o.id is not null then 'already ' || (array['completed', 'cancelled', 'discarded', 'stopped'])[o.status]
+  when f.state in ('scheduled', 'retryable', 'available') then 'not found'
+  else coalesce('already ' || f.state, 'not found') end
+from target t left join found f on f.id = t.id left join own o on o.id = t.id left join done d on d.id = t.id
+order by t.id
 
 -- name: set_priority
 -- Give jobs that wait another priority. Available ones go to the end of that priority. Answers with their state.
 with target as (select distinct value::bigint as id from jsonb_array_elements_text(%(ids)s::text::jsonb)),
 found as materialized (select j.id, j.state from target t join pgqueue.jobs j on j.id = t.id),
 own as materialized (
-  select j.id, f.state from pgqueue.job j join found f on f.id = j.id
-  where f.state in ('pending', 'scheduled', 'retryable', 'available') and j.status = 0 order by j.id for no key update of j),
+  select j.id, j.status, f.state from pgqueue.job j join found f on f.id = j.id
+  where f.state in ('pending', 'scheduled', 'retryable', 'available') order by j.id for no key update of j),
 done as (
-  update pgqueue.job j set claim = j.claim + 1, priority = %(priority)s::integer from own where j.id = own.id
+  update pgqueue.job j set claim = j.claim + 1, priority = %(priority)s::integer from own
+  where j.id = own.id and own.status = 0
   returning j.id, j.claim, j.queue, j.priority, j.kind, own.state, pg_column_size(j.args) + pg_column_size(j.metadata) as bytes),
-waiting as (update pgqueue.waiting w set claim = d.claim from done d where w.job_id = d.id),
-unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id),
+waiting as (  -- inserted again if it has been staged meanwhile: what was staged is void
+  insert into pgqueue.waiting (job_id, due, claim, state)
+  select w.job_id, w.due, d.claim, w.state from done d join pgqueue.waiting w on w.job_id = d.id order by w.job_id
+  on conflict (job_id) do update set claim = excluded.claim),
+suspected as (update pgqueue.suspect s set claim = d.claim from done d where s.job_id = d.id returning s.job_id),
 again as (
   insert into pgqueue.ready (queue, priority, kind, claim, ids, bytes)
-  select queue, priority, kind, claim, array[id], bytes from done where state = 'available' order by id),
+  select queue, priority, kind, claim, array[id], bytes from done
+  where state = 'available' and id not in (select job_id from suspected) order by id),
 woken as (select count(pgqueue.wake(queue)) from (select distinct queue from done where state = 'available') q)
-select t.id, case when f.id is null then 'not found' when d.id is not null then d.state else 'already ' || f.state end
-from target t left join found f on f.id = t.id left join done d on d.id = t.id, woken order by t.id
+select t.id, case
+  when d.id is not null then d.state
+  when o.id is not null then 'already ' || (array['completed', 'cancelled', 'discarded', 'stopped'])[o.status]
+  when f.state in ('pending', 'scheduled', 'retryable', 'available') then 'not found'
+  else coalesce('already ' || f.state, 'not found') end
+from target t left join found f on f.id = t.id left join own o on o.id = t.id left join done d on d.id = t.id, woken
+order by t.id
 
 -- name: delete
 -- Remove jobs and all that is known of them, except running ones. Answers 'deleted', 'already running' or 'not found'.
 with target as (select distinct value::bigint as id from jsonb_array_elements_text(%(ids)s::text::jsonb)),
-found as materialized (select j.id, j.state from target t join pgqueue.jobs j on j.id = t.id),
-own as materialized (
-  select j.id from pgqueue.job j join found f on f.id = j.id where f.state <> 'running' order by j.id for update of j),
+found as materialized (
+  select v.id, v.state, j.status, j.claim
+  from target t join pgqueue.jobs v on v.id = t.id join pgqueue.job j on j.id = t.id),
+own as materialized (  -- one that has changed meanwhile stays: what came with the change would stay behind
+  select j.id, j.status, (j.status, j.claim) = (f.status, f.claim) as same from pgqueue.job j join found f on f.id = j.id
+  where f.state <> 'running' order by j.id for update of j),
 done as (
-  delete from pgqueue.job j using own where j.id = own.id returning j.id, j.kind, j.unique_key),
+  delete from pgqueue.job j using own where j.id = own.id and own.same returning j.id, j.kind, j.unique_key),
 unscheduled as (delete from pgqueue.waiting w using done d where w.job_id = d.id),
 unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id),
 unasked as (delete from pgqueue.request r using done d where r.job_id = d.id),
@@ -145,8 +160,13 @@ attempts as (delete from pgqueue.attempt a using done d where a.job_id = d.id),
 checkins as (delete from pgqueue.checkin c using done d where c.job_id = d.id),
 logs as (delete from pgqueue.log l using done d where l.job_id = d.id),
 freed as (delete from pgqueue.unique_key u using done d where u.kind = d.kind and u.key = d.unique_key and u.job_id = d.id)
-select t.id, case when f.id is null then 'not found' when d.id is not null then 'deleted' else 'already ' || f.state end
-from target t left join found f on f.id = t.id left join done d on d.id = t.id order by t.id
+select t.id, case
+  when d.id is not null then 'deleted'
+  when o.id is not null then 'already ' || coalesce((array['completed', 'cancelled', 'discarded', 'stopped'])[nullif(o.status, 0)], 'available')
+  when f.state = 'running' then 'already running'
+  else 'not found' end
+from target t left join found f on f.id = t.id left join own o on o.id = t.id left join done d on d.id = t.id
+order by t.id
 
 -- name: pause
 -- Let workers take nothing from a queue. Answers true if it was not paused before.

@@ -68,12 +68,14 @@ taken as (
       and not exists (select from pgqueue.queue q where q.name = s.queue and q.paused_at is not null)
     order by s.job_id limit 1 for update of s skip locked)
   returning job_id, claim),
+job as materialized (
+  select j.* from pgqueue.job j join taken t on t.job_id = j.id and t.claim = j.claim where j.status = 0),
 lease as (
   insert into pgqueue.lease (id, worker_id, solo, ids, claims)
-  select %(lease)s::bigint, %(worker)s::integer, true, array[job_id], array[claim] from taken)
-select j.id, j.claim, j.kind, j.args, nullif(j.metadata, '{}'), j.attempt, j.max_attempts, j.crashes,
-  j.timeout, j.expires_at, j.tenant, j.priority, null::bigint, clock_timestamp()
-from pgqueue.job j join taken t on t.job_id = j.id and t.claim = j.claim where j.status = 0
+  select %(lease)s::bigint, %(worker)s::integer, true, array[id], array[claim] from job)
+select id, claim, kind, args, nullif(metadata, '{}'), attempt, max_attempts, crashes, timeout, expires_at, tenant,
+  priority, null::bigint, clock_timestamp()
+from job
 
 -- name: survey
 -- What is there in a queue? Priorities outside the known ones that have work (found in the gaps between these, so that
@@ -112,7 +114,7 @@ done as (
     %(finished)s::timestamptz[])
     a (id, claim, lease, started_at, finished_at)
   join held h on h.id = a.lease
-  where j.id = a.id and j.claim = a.claim and j.status = 0
+  where j.id = a.id and j.claim = a.claim and case when j.status = 0 then true end
   returning j.id, j.queue, j.kind, j.unique_key, extract(epoch from a.finished_at - a.started_at)::float8 as seconds),
 freed as (
   delete from pgqueue.unique_key u using done d where d.unique_key is not null and u.kind = d.kind and u.key = d.unique_key),
@@ -165,14 +167,16 @@ done as (
 later as (
   insert into pgqueue.waiting (job_id, due, claim, state)
   select id, clock_timestamp() + make_interval(secs => delay), claim, state
-  from done where state in ('retryable', 'scheduled')),
+  from done where state in ('retryable', 'scheduled')
+  on conflict (job_id) do update set due = excluded.due, claim = excluded.claim, state = excluded.state),
 again as (
   insert into pgqueue.ready (queue, priority, kind, claim, ids, bytes)
   select queue, priority, kind, claim, array[id], bytes from done where state = 'available' and solo is not true
   order by id),
 suspected as (
   insert into pgqueue.suspect (job_id, claim, queue, kind)
-  select id, claim, queue, kind from done where state = 'available' and solo),
+  select id, claim, queue, kind from done where state = 'available' and solo
+  on conflict (job_id) do update set claim = excluded.claim),  -- here and above, a void one may be left from a race
 recorded as (
   insert into pgqueue.attempt (job_id, claim, attempt, worker_id, started_at, finished_at, state, error)
   select id, old_claim, attempt + 1 - attempt_cost, worker_id, started_at, finished_at, state, error
@@ -216,7 +220,8 @@ again as (
     d.queue, d.priority, d.kind, d.claim, array_agg(d.id order by d.id), sum(d.bytes)
   from done d where not solo group by d.queue, d.priority, d.kind, d.claim, case when d.bytes > 20000 then d.id end),
 suspected as (
-  insert into pgqueue.suspect (job_id, claim, queue, kind) select id, claim, queue, kind from done where solo),
+  insert into pgqueue.suspect (job_id, claim, queue, kind) select id, claim, queue, kind from done where solo
+  on conflict (job_id) do update set claim = excluded.claim),
 woken as (select count(pgqueue.wake(queue)) from (select distinct queue from done) q)
 select (select count(*) from done) from woken
 
