@@ -63,6 +63,14 @@ alter table pgqueue.ready alter ids set storage main;
 create index ready_order on pgqueue.ready (queue, priority, seq);
 comment on table pgqueue.ready is 'Private. What may run now, in chunks of job ids.';
 
+-- Entries of `ready` whose job is no longer there to be claimed (cancelled, rescheduled, deleted), as small sums:
+-- positive when they become void, negative when a claim has passed over them.
+create table pgqueue.void (
+  queue text collate "C" not null,
+  jobs bigint not null
+) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
+comment on table pgqueue.void is 'Private. How many entries of ready are void, per queue.';
+
 create table pgqueue.waiting (
   job_id bigint primary key,
   due timestamptz not null,
@@ -204,6 +212,19 @@ begin
 end $$;
 comment on function pgqueue.wake is 'Private. Tell the workers that sleep on a queue that there is work.';
 
+-- The weight of a job for chunks and for the claim's cap. Concatenation unpacks: pg_column_size alone tells the
+-- compressed size, under which a hundred jobs of 1 MiB pass for one.
+create function pgqueue.size_of(args jsonb, metadata jsonb) returns integer language sql immutable
+return pg_column_size(args || '{}') + pg_column_size(metadata || '{}');
+comment on function pgqueue.size_of is 'Private. Bytes of a job''s JSON, uncompressed.';
+
+-- PostgreSQL writes spaces after commas and colons, and all the zeros of 1e300; what is left without them is never
+-- longer than what Python sent, so that this door doesn't refuse what the other takes.
+create function pgqueue.json_size(value jsonb) returns integer language sql immutable
+return case when octet_length(value::text) <= 1048576 then octet_length(value::text)
+  else octet_length(regexp_replace(replace(replace(value::text, ', ', ','), ': ', ':'), '0{3,}', '', 'g')) end;
+comment on function pgqueue.json_size is 'Private. Bytes of a value as compact JSON: exact up to 1 MiB, at most that many above.';
+
 -- The one INSERT of the system. Private: `enqueue` is the door for SQL, the Python package checks before it sends.
 -- `jobs` is a JSON array of drafts; the answer has one row per draft, `item` being its place (from 1).
 create function pgqueue.enqueue_many(jobs jsonb)
@@ -263,7 +284,7 @@ begin
       id bigint, kind text, args jsonb, queue text, priority smallint, delay double precision,
       scheduled_at timestamptz, max_attempts smallint, timeout real, expires_at timestamptz, unique_key text,
       tags text[], metadata jsonb, tenant text, parent_id bigint)
-    returning id, queue, kind, priority, scheduled_at, pg_column_size(args) + pg_column_size(metadata) as bytes)
+    returning id, queue, kind, priority, scheduled_at, pgqueue.size_of(args, metadata) as bytes)
   select array_agg(j.id), array_agg(j.queue), array_agg(j.kind), array_agg(j.priority),  -- in the order they went in
     array_agg(case when j.scheduled_at > instant then j.scheduled_at end), array_agg(j.bytes)
   into ids, queues, kinds, priorities, due, sizes from job j;
@@ -312,33 +333,37 @@ create function pgqueue.enqueue(
 #variable_conflict use_variable
 declare
   name_pattern constant text := '^[A-Za-z_][A-Za-z0-9_.:/-]{0,127}$';
+  name_rule constant text := 'use a letter or underscore followed by letters, digits and _ . : / -, 128 at most';
+  earliest constant timestamptz := '0001-01-02Z';  -- of what Python can say in any time zone
+  latest constant timestamptz := '9999-12-30Z';
   complaint text;
 begin
-  complaint := case
-    when kind is null or kind !~ name_pattern then format('kind %L: use a letter or underscore followed by letters, '
-      'digits and _ . : / -, 128 at most', kind)
-    when queue is null or queue !~ name_pattern then format('queue %L: use a letter or underscore followed by '
-      'letters, digits and _ . : / -, 128 at most', queue)
+  complaint := case  -- to_json: on one line, whatever it holds
+    when kind is null or kind !~ name_pattern then format('kind %s: %s', coalesce(to_json(left(kind, 160)), 'null'), name_rule)
+    when queue is null or queue !~ name_pattern then format('queue %s: %s', coalesce(to_json(left(queue, 160)), 'null'), name_rule)
     when args is null or jsonb_typeof(args) <> 'object' then 'args: must be a JSON object of named arguments, '
       'for example {"user_id": 1}'
-    when octet_length(args::text) > 1048576 then format('args: %s bytes of JSON are over the limit of 1048576; '
-      'store the data in a table and pass its key', octet_length(args::text))
+    when pgqueue.json_size(args) > 1048576 then format('args: %s bytes of JSON or more, the limit is '
+      '1048576; store the data in a table and pass its key', pgqueue.json_size(args))
     when jsonb_path_exists(args, '$.**{65}') then 'args: nested deeper than 64 levels'
     when priority is null or priority not between -32768 and 32767 then format('priority %s: must be from -32768 to '
       '32767, higher runs first', priority)
-    when delay < interval '0' then format('delay %s: must not be negative', delay)
+    when delay not between interval '0' and interval '36525 days' then format('delay %s: must be from 0 to 100 years', delay)
     when delay is not null and scheduled_at is not null then 'delay and scheduled_at: give one of the two'
+    when scheduled_at not between earliest and latest then format('scheduled_at %s: must be in the years 1 to 9999', scheduled_at)
+    when expires_at not between earliest and latest then format('expires_at %s: must be in the years 1 to 9999', expires_at)
     when max_attempts not between 1 and 1000 then format('max_attempts %s: must be from 1 to 1000', max_attempts)
     when timeout <= interval '0' or timeout > interval '366 days' then format('timeout %s: must be over 0 and at most '
       '366 days', timeout)
     when length(unique_key) not between 1 and 512 then 'unique_key: must have 1 to 512 characters'
-    when cardinality(tags) > 32 or exists (select from unnest(tags) t (tag) where tag is null or length(tag) > 128)
-      then 'tags: at most 32, each of at most 128 characters'
+    when cardinality(tags) > 32 or array_ndims(tags) > 1
+      or exists (select from unnest(tags) t (tag) where tag is null or length(tag) not between 1 and 128)
+      then 'tags: at most 32 in a plain array, each of 1 to 128 characters'
     when metadata is null or jsonb_typeof(metadata) <> 'object' or metadata ? 'pgqueue'
       then 'metadata: must be a JSON object without the key "pgqueue", which is reserved'
-    when octet_length(metadata::text) > 1048576 then 'metadata: over the limit of 1048576 bytes'
+    when pgqueue.json_size(metadata) > 1048576 then 'metadata: over the limit of 1048576 bytes'
     when jsonb_path_exists(metadata, '$.**{65}') then 'metadata: nested deeper than 64 levels'
-    when length(tenant) > 128 then 'tenant: at most 128 characters'
+    when length(tenant) not between 1 and 128 then 'tenant: must have 1 to 128 characters'
   end;
   if complaint is not null then
     raise exception using errcode = 'PQ002', message = 'pgqueue.enqueue: ' || complaint;
@@ -464,7 +489,7 @@ from pgqueue.job j left join pgqueue.worker k on k.id = j.worker_id where j.stat
 comment on view pgqueue.job_attempts is 'Every attempt that ended: those that failed with their error, and the completing ones.';
 comment on column pgqueue.job_attempts.job_id is 'The job';
 comment on column pgqueue.job_attempts.attempt is 'Number of the attempt, from 1; an interrupted or crashed one shares its number with the next';
-comment on column pgqueue.job_attempts.state is 'What became of the job: completed, retryable, discarded, cancelled, stopped';
+comment on column pgqueue.job_attempts.state is 'What became of the job: completed, retryable, discarded, cancelled, stopped; available: its worker was lost';
 comment on column pgqueue.job_attempts.worker is 'Name of the worker that ran it';
 comment on column pgqueue.job_attempts.started_at is 'When the attempt started';
 comment on column pgqueue.job_attempts.finished_at is 'When it ended';
@@ -492,8 +517,10 @@ comment on column pgqueue.job_stats.max_duration is 'Longest attempt';
 
 create view pgqueue.queue_stats as
 with live as (
-  select queue, sum(cardinality(ids) - taken) as available, 0 as running, 0 as scheduled, 0 as retryable, 0 as pending
-  from pgqueue.ready group by queue
+  select queue, greatest(0, sum(cardinality(ids) - taken)
+      - coalesce((select sum(v.jobs) from pgqueue.void v where v.queue = r.queue), 0)) as available,
+    0 as running, 0 as scheduled, 0 as retryable, 0 as pending
+  from pgqueue.ready r group by queue
   union all
   select queue, count(*), 0, 0, 0, 0 from pgqueue.suspect group by queue
   union all
@@ -503,7 +530,7 @@ with live as (
   union all
   select j.queue, 0, 0, count(*) filter (where w.state = 'scheduled'), count(*) filter (where w.state = 'retryable'),
     count(*) filter (where w.state = 'pending')
-  from pgqueue.waiting w join pgqueue.job j on j.id = w.job_id group by j.queue),
+  from pgqueue.waiting w join pgqueue.job j on j.id = w.job_id and j.claim = w.claim and j.status = 0 group by j.queue),
 past as (
   select queue, sum(jobs) filter (where state = 'completed') as completed,
     sum(jobs) filter (where state = 'cancelled') as cancelled, sum(jobs) filter (where state = 'discarded') as discarded,

@@ -223,6 +223,8 @@ class Claimer:
         )
         supply.marks.scanned(time.monotonic() - started, full=full)
         self._accept(supply, lease, batch)
+        if batch.voids:
+            await self._session.run(jobs.unvoid(supply.lane.queue, batch.voids, schema=self._schema))
         if len(batch.jobs) < room or (full and not ask_first):
             await self._look(supply, found=bool(batch.marks))
         return bool(batch.marks)

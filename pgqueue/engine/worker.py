@@ -39,7 +39,8 @@ log = logging.getLogger("pgqueue.worker")
 LOOKS = (0.0, 0.005, 0.025, 0.1, 0.5)  # seconds after lying down at which to look for what was being committed then
 INTERRUPTED_WAIT = 2.0  # seconds that interrupted attempts get to end
 CLAIM_WAIT = 5.0  # seconds for the answer to a claim that is under way
-FLUSH_WAIT = 10.0
+FLUSH_WAIT = 10.0  # seconds for the database to take the last outcomes
+HASTY_FLUSH_WAIT = 1.0
 VERSION = "0.1.0"
 
 
@@ -63,6 +64,11 @@ class WorkerOptions:
     lease: float = 15.0
     margin: float = 4.0
     grace: float = 20.0
+
+    @property
+    def trust(self) -> float:
+        """Seconds after an acknowledged heartbeat for which the worker's jobs are its own beyond doubt."""
+        return self.lease - self.margin
 
 
 class Worker:
@@ -142,6 +148,7 @@ class Worker:
         self._clock = Clock()
         self._heartbeat = Heartbeat(
             options.dsn, pooled=options.pooled, schema=options.schema, worker=self.id, identity=self._identity,
+            trust=options.trust,
             running=lambda: sum(lane.running for lane in self._lanes), doubtful=self._take_doubtful,
             on_pulse=lambda pulse: loop.call_soon_threadsafe(self._pulsed, pulse),
         )  # fmt: skip
@@ -215,7 +222,7 @@ class Worker:
             log.warning("job %d (%s) did not stop; it is given back all the same", attempt.job.id, attempt.job.kind)
             self._report(attempt, Interrupted())
         try:
-            async with asyncio.timeout(FLUSH_WAIT):
+            async with asyncio.timeout(HASTY_FLUSH_WAIT if self._stop_now.is_set() else FLUSH_WAIT):
                 await self._completer.flush()
         except TimeoutError:
             log.error("the database is away: %d outcomes could not be written", self._completer.backlog)

@@ -1,4 +1,4 @@
--- Workers among themselves: heartbeat, rescue, staging, sums.
+-- Workers among themselves: heartbeat, rescue, staging, sums. Why `case when status = 0 then true end`: see jobs.sql.
 
 -- name: register
 -- A new worker.
@@ -39,11 +39,11 @@ with dead as materialized (
 open as materialized (
   select d.id as lease, d.worker_id, d.solo, j.id, j.claim
   from dead d cross join lateral unnest(d.ids, d.claims) u (id, claim)
-  join pgqueue.job j on j.id = u.id and j.claim = u.claim and j.status = 0),
+  join pgqueue.job j on j.id = u.id and j.claim = u.claim and case when j.status = 0 then true end),
 own as materialized (
   select o.*, r.action from pgqueue.job j join open o on o.id = j.id and o.claim = j.claim
   left join pgqueue.request r on r.job_id = j.id
-  where j.status = 0 order by j.id for no key update of j skip locked),
+  where case when j.status = 0 then true end order by j.id for no key update of j skip locked),
 done as (
   update pgqueue.job j
   set claim = j.claim + 1, crashes = j.crashes + o.solo::integer, worker_id = o.worker_id,
@@ -90,8 +90,8 @@ with due as materialized (
     select ctid from pgqueue.waiting where due <= clock_timestamp() order by due limit %(n)s::integer for update skip locked))
   returning job_id, claim),
 job as (
-  select j.id, j.queue, j.priority, j.kind, j.claim, pg_column_size(j.args) + pg_column_size(j.metadata) as bytes
-  from due d join pgqueue.job j on j.id = d.job_id and j.claim = d.claim and j.status = 0),
+  select j.id, j.queue, j.priority, j.kind, j.claim, pgqueue.size_of(j.args, j.metadata) as bytes
+  from due d join pgqueue.job j on j.id = d.job_id and j.claim = d.claim and case when j.status = 0 then true end),
 chunk as (
   select queue, priority, kind, claim, array_agg(id order by id) as ids, sum(bytes) as bytes
   from (select *, (row_number() over (partition by queue, priority, kind, claim order by id) - 1) / 100 as number from job) j
@@ -134,6 +134,9 @@ gone as (
     and not exists (select from pgqueue.lease l where l.worker_id = w.id)),
 tombstones as (
   delete from pgqueue.lease where (select mine from turn) and ids = '{}' and claimed_at < clock_timestamp() - interval '10 minutes'),
+voids as (  -- of a queue with nothing in it none is left; a race may have counted one too many
+  delete from pgqueue.void v where (select mine from turn)
+    and not exists (select from pgqueue.ready r where r.queue = v.queue)),
 stale as (
   delete from pgqueue.request r where (select mine from turn)
     and not exists (select from pgqueue.job j where j.id = r.job_id and j.status = 0))

@@ -1,7 +1,8 @@
 -- What people do to jobs and queues. Several ids at once; rows are locked in id order.
 -- A claimed job's row is never touched: somebody's transaction may hold it. Its worker is asked instead.
 -- `found` is how a job looked when the statement began, `own` how it looks since it is locked: the answer tells of the
--- second. Rows of the side tables that came in between are not seen; the claim number makes them void.
+-- second. Rows of the side tables that came in between are not seen; the claim number makes them void. A job that was
+-- available leaves a void entry in `ready`, which a claim passes over; `void` counts them, so that nobody is told of them.
 
 -- name: cancel
 -- Cancel or stop jobs: a waiting one is final at once, a claimed one is asked to. One row (id, answer) per id given.
@@ -19,8 +20,11 @@ done as (
   update pgqueue.job j set status = case %(action)s::text when 'cancel' then 2 else 4 end, finalized_at = clock_timestamp()
   from own where j.id = own.id and own.status = 0
   returning j.id, j.queue, j.kind, j.unique_key, j.claim, j.attempt),
-unscheduled as (delete from pgqueue.waiting w using done d where w.job_id = d.id),
-unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id),
+unscheduled as (delete from pgqueue.waiting w using done d where w.job_id = d.id returning w.job_id),
+unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id returning s.job_id),
+voided as (
+  insert into pgqueue.void (queue, jobs) select queue, count(*) from done
+  where id not in (select job_id from unscheduled union all select job_id from unsuspected) group by queue),
 freed as (
   delete from pgqueue.unique_key u using done d where d.unique_key is not null and u.kind = d.kind and u.key = d.unique_key),
 recorded as (
@@ -38,9 +42,11 @@ asked as (
   select id, %(action)s::text, %(reason)s::text from found where claimed order by id
   on conflict (job_id) do update set action = excluded.action, reason = excluded.reason
   returning job_id),
+affected as (select id from done union all select job_id from asked),
 told as (
-  select count(pg_notify(translate('pgqueue.control', '"', ''), id::text))
-  from (select id from done union all select job_id from asked) x)
+  select count(pg_notify(translate('pgqueue.control', '"', ''), news)) from (
+    select id::text as news from affected where (select count(*) from affected) <= 100
+    union all select 'many' where (select count(*) from affected) > 100) x)
 select t.id, case
   when d.id is not null then case %(action)s::text when 'cancel' then 'cancelled' else 'stopped' end
   when f.claimed then 'requested'
@@ -70,7 +76,7 @@ done as (
     metadata = case when %(restart)s::boolean or a.status = 1 then j.metadata - 'pgqueue' else j.metadata end
   from able a
   where j.id = a.id and (not a.final or a.unique_key is null or a.id in (select job_id from key))
-  returning j.id, j.queue, j.priority, j.kind, j.claim, pg_column_size(j.args) + pg_column_size(j.metadata) as bytes),
+  returning j.id, j.queue, j.priority, j.kind, j.claim, pgqueue.size_of(j.args, j.metadata) as bytes),
 unscheduled as (delete from pgqueue.waiting w using done d where w.job_id = d.id),
 unasked as (delete from pgqueue.request r using done d where r.job_id = d.id),
 again as (
@@ -99,8 +105,11 @@ own as materialized (
 done as (
   update pgqueue.job j set claim = j.claim + 1, scheduled_at = due.at from own, due
   where j.id = own.id and own.status = 0
-  returning j.id, j.claim, own.state, due.at),
-unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id),
+  returning j.id, j.queue, j.claim, own.state, due.at),
+unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id returning s.job_id),
+voided as (
+  insert into pgqueue.void (queue, jobs) select queue, count(*) from done
+  where state = 'available' and id not in (select job_id from unsuspected) group by queue),
 later as (
   insert into pgqueue.waiting (job_id, due, claim, state)
   select id, at, claim, case state when 'retryable' then 'retryable' else 'scheduled' end from done order by id
@@ -123,12 +132,15 @@ own as materialized (
 done as (
   update pgqueue.job j set claim = j.claim + 1, priority = %(priority)s::integer from own
   where j.id = own.id and own.status = 0
-  returning j.id, j.claim, j.queue, j.priority, j.kind, own.state, pg_column_size(j.args) + pg_column_size(j.metadata) as bytes),
+  returning j.id, j.claim, j.queue, j.priority, j.kind, own.state, pgqueue.size_of(j.args, j.metadata) as bytes),
 waiting as (  -- inserted again if it has been staged meanwhile: what was staged is void
   insert into pgqueue.waiting (job_id, due, claim, state)
   select w.job_id, w.due, d.claim, w.state from done d join pgqueue.waiting w on w.job_id = d.id order by w.job_id
   on conflict (job_id) do update set claim = excluded.claim),
 suspected as (update pgqueue.suspect s set claim = d.claim from done d where s.job_id = d.id returning s.job_id),
+voided as (
+  insert into pgqueue.void (queue, jobs) select queue, count(*) from done
+  where state = 'available' and id not in (select job_id from suspected) group by queue),
 again as (
   insert into pgqueue.ready (queue, priority, kind, claim, ids, bytes)
   select queue, priority, kind, claim, array[id], bytes from done
@@ -152,9 +164,12 @@ own as materialized (  -- one that has changed meanwhile stays: what came with t
   select j.id, j.status, (j.status, j.claim) = (f.status, f.claim) as same from pgqueue.job j join found f on f.id = j.id
   where f.state <> 'running' order by j.id for update of j),
 done as (
-  delete from pgqueue.job j using own where j.id = own.id and own.same returning j.id, j.kind, j.unique_key),
+  delete from pgqueue.job j using own where j.id = own.id and own.same returning j.id, j.queue, j.kind, j.unique_key),
 unscheduled as (delete from pgqueue.waiting w using done d where w.job_id = d.id),
-unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id),
+unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id returning s.job_id),
+voided as (
+  insert into pgqueue.void (queue, jobs) select d.queue, count(*) from done d join found f on f.id = d.id
+  where f.state = 'available' and d.id not in (select job_id from unsuspected) group by d.queue),
 unasked as (delete from pgqueue.request r using done d where r.job_id = d.id),
 attempts as (delete from pgqueue.attempt a using done d where a.job_id = d.id),
 checkins as (delete from pgqueue.checkin c using done d where c.job_id = d.id),

@@ -26,13 +26,14 @@ class Batch:
     """What a claim brought.
 
     marks   per priority, the highest place in the queue that was taken
-    chunks  how many rows of `ready` that were
+    chunks  how many rows of `ready` that were; voids: how many ids in them were of no job that could be claimed
     clock_us  the database's time, in microseconds since 1970; None if nothing was claimed
     """
 
     jobs: Sequence[Claimed]
     marks: dict[int, int]
     chunks: int
+    voids: int
     clock_us: int | None
 
 
@@ -73,6 +74,12 @@ def claim(
         "marks": int8_array(list(marks.values())), "chunks": chunks, "n": limit,
     }  # fmt: skip
     return Statement(queries("jobs.sql", schema)["claim"], params, _decode_batch)
+
+
+def unvoid(queue: str, voids: int, *, schema: str) -> Statement[None]:
+    """Count `voids` entries of `queue` less that are there but void."""
+    params = {"queue": queue, "jobs": voids}
+    return Statement(queries("jobs.sql", schema)["unvoid"], params, lambda rows: None)
 
 
 def claim_suspect(queue: str, *, worker: int, lease: int, kinds: str, schema: str) -> Statement[Batch]:
@@ -151,7 +158,7 @@ def _decode_held(rows: Sequence[Row]) -> list[tuple[int, int]]:
 def _decode_batch(rows: Sequence[Row]) -> Batch:
     end = len(rows)
     marks: dict[int, int] = {}
-    chunks = 0
+    chunks = entries = 0
     clock_us = None
     while end and (rows[end - 1][0] is None or rows[end - 1][13] is not None):
         row = rows[end - 1]
@@ -160,8 +167,9 @@ def _decode_batch(rows: Sequence[Row]) -> Batch:
             break
         marks[_int(row[11])] = _int(row[12])
         chunks += _int(row[1])
+        entries += _int(row[5])
         end -= 1
-    return Batch([Claimed(*row[:12]) for row in rows[:end]], marks, chunks, clock_us)  # type: ignore[arg-type]
+    return Batch([Claimed(*row[:12]) for row in rows[:end]], marks, chunks, max(0, entries - end), clock_us)  # type: ignore[arg-type]
 
 
 def _int(value: object) -> int:
