@@ -30,7 +30,7 @@ from pgqueue.store.statement import SCHEMA, Statement, check_schema
 from pgqueue.tasks.door import Options, check_name, check_priority
 from pgqueue.tasks.registry import Registry
 from pgqueue.tasks.task import ContextTask, Executor, Task, draft_by_name
-from pgqueue.tasks.wire import encode_drafts
+from pgqueue.tasks.wire import Batch, encode_drafts
 from pgqueue.worker import Worker, WorkerSettings
 
 P = ParamSpec("P")
@@ -354,6 +354,9 @@ class PgQueue:
 
 
 def _enqueued(drafts: Sequence[Draft], inserted: list[jobs.Inserted]) -> list[EnqueuedJob]:
+    if isinstance(drafts, Batch):  # drafts are made when they are asked for, and nobody need ask
+        kind, queue = drafts.template.kind, drafts.template.queue
+        return [EnqueuedJob(row.id, row.inserted, kind, queue) for row in inserted]
     return [
         EnqueuedJob(id=row.id, inserted=row.inserted, kind=draft.kind, queue=draft.queue)
         for draft, row in zip(drafts, inserted, strict=True)

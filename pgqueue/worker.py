@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import threading
@@ -100,6 +101,8 @@ class Worker:
 
         raises  SchemaMismatch, or what the database answers if it refuses us; an unreachable one is waited for
         """
+        gc.freeze()  # what is loaded by now stays; and jobs are many small objects, few of them in cycles:
+        gc.set_threshold(20_000, 20, 100)  # collecting less often makes a no-op job 12 % cheaper
         asyncio.run(self._run(signals=threading.current_thread() is threading.main_thread()))
 
     async def arun(self) -> None:

@@ -227,3 +227,13 @@ def test_the_size_of_the_public_face_is_held_down() -> None:
 
     assert len(pgqueue.__all__) <= 24
     assert pgqueue.__all__ == sorted(pgqueue.__all__)
+
+
+def test_every_public_name_can_be_had() -> None:
+    import pgqueue
+
+    assert set(pgqueue._HOME) == set(pgqueue.__all__)
+    for name in pgqueue.__all__:
+        assert getattr(pgqueue, name) is not None
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = pgqueue.nonsense

@@ -226,91 +226,83 @@ return case when octet_length(value::text) <= 1048576 then octet_length(value::t
 comment on function pgqueue.json_size is 'Private. Bytes of a value as compact JSON: exact up to 1 MiB, at most that many above.';
 
 -- The one INSERT of the system. Private: `enqueue` is the door for SQL, the Python package checks before it sends.
--- `jobs` is a JSON array of drafts; the answer has one row per draft, `item` being its place (from 1).
+-- `jobs` is a JSON array of drafts. A draft's `args` is one object, or an array of them: one job each, all else equal.
+-- The answer has one row per job, in order, `item` being its place (from 1). Of jobs with one unique key the first
+-- is inserted, if no live job has it; the others get the id of the job that does.
 create function pgqueue.enqueue_many(jobs jsonb)
 returns table (item integer, id bigint, inserted boolean)
 language plpgsql set search_path = pg_catalog as $$
 #variable_conflict use_column
 declare
-  drafts jsonb := jobs;
-  places integer[];  -- of the drafts that are inserted; null: all of them
   draft record;
+  list jsonb;
+  asked integer;
+  before integer := 0;
   holder bigint;
   reserved bigint;
   instant timestamptz := clock_timestamp();
   ids bigint[];
-  queues text[];
-  kinds text[];
-  priorities smallint[];
-  due timestamptz[];  -- null: at once
   sizes integer[];
 begin
-  -- Drafts with a unique key first reserve it, in key order so that two callers can't wait for each other in a ring.
-  if jsonb_path_exists(jobs, '$[*].unique_key ? (@ != null)') then
-    places := array(select generate_series(1, jsonb_array_length(jobs)));
-    for draft in
-      select d.ordinality::integer as place, d.value ->> 'kind' as kind, d.value ->> 'unique_key' as key
-      from jsonb_array_elements(jobs) with ordinality d
-      where d.value ->> 'unique_key' is not null order by 2, 3, 1
-    loop
-      loop
-        reserved := nextval('pgqueue.job_id_seq');
-        insert into pgqueue.unique_key (kind, key, job_id) values (draft.kind, draft.key, reserved)
-          on conflict do nothing;
-        if found then
-          drafts := jsonb_set(drafts, array[(draft.place - 1)::text, 'id'], to_jsonb(reserved));
-          exit;
-        end if;
-        select u.job_id into holder from pgqueue.unique_key u where u.kind = draft.kind and u.key = draft.key;
-        if found then  -- not found: it was freed this instant, so try once more
-          places := array_remove(places, draft.place);
-          item := draft.place; id := holder; inserted := false;
-          return next;
-          exit;
-        end if;
-      end loop;
+  for draft in
+    select coalesce(d.queue, 'default') as queue, coalesce(d.priority, 0) as priority, d.kind, d.args, d.unique_key,
+      coalesce(d.metadata, '{}') as metadata, coalesce(d.scheduled_at, instant + make_interval(secs => d.delay)) as
+      scheduled_at, d.max_attempts, d.timeout, d.expires_at, d.tags, d.tenant, d.parent_id
+    from jsonb_to_recordset(jobs) as d (
+      kind text, args jsonb, queue text, priority smallint, delay double precision, scheduled_at timestamptz,
+      max_attempts smallint, timeout real, expires_at timestamptz, unique_key text, tags text[], metadata jsonb,
+      tenant text, parent_id bigint)
+  loop
+    list := case jsonb_typeof(draft.args) when 'array' then draft.args
+      else jsonb_build_array(coalesce(draft.args, '{}')) end;
+    asked := jsonb_array_length(list);
+    reserved := null;
+    holder := null;
+    while draft.unique_key is not null and reserved is null and holder is null loop
+      reserved := nextval('pgqueue.job_id_seq');
+      insert into pgqueue.unique_key (kind, key, job_id) values (draft.kind, draft.unique_key, reserved)
+        on conflict do nothing;
+      if not found then  -- and if its holder has gone this instant, try once more
+        reserved := null;
+        select u.job_id into holder from pgqueue.unique_key u where u.kind = draft.kind and u.key = draft.unique_key;
+      end if;
     end loop;
-    select coalesce(jsonb_agg(drafts -> (p.place - 1) order by p.place), '[]') into drafts from unnest(places) p (place);
-  end if;
+    if draft.unique_key is not null then
+      list := case when reserved is null then '[]' else jsonb_build_array(list -> 0) end;
+    end if;
 
-  with job as (
-    insert into pgqueue.job (id, queue, priority, kind, args, metadata, scheduled_at, max_attempts, timeout,
-      expires_at, unique_key, tags, tenant, parent_id)
-    select coalesce(d.id, nextval('pgqueue.job_id_seq')), coalesce(d.queue, 'default'), coalesce(d.priority, 0),
-      d.kind, coalesce(d.args, '{}'), coalesce(d.metadata, '{}'),
-      coalesce(d.scheduled_at, instant + make_interval(secs => d.delay)), d.max_attempts, d.timeout,
-      d.expires_at, d.unique_key, d.tags, d.tenant, d.parent_id
-    from jsonb_to_recordset(drafts) as d (
-      id bigint, kind text, args jsonb, queue text, priority smallint, delay double precision,
-      scheduled_at timestamptz, max_attempts smallint, timeout real, expires_at timestamptz, unique_key text,
-      tags text[], metadata jsonb, tenant text, parent_id bigint)
-    returning id, queue, kind, priority, scheduled_at, pgqueue.size_of(args, metadata) as bytes)
-  select array_agg(j.id), array_agg(j.queue), array_agg(j.kind), array_agg(j.priority),  -- in the order they went in
-    array_agg(case when j.scheduled_at > instant then j.scheduled_at end), array_agg(j.bytes)
-  into ids, queues, kinds, priorities, due, sizes from job j;
+    with job as (
+      insert into pgqueue.job (id, queue, priority, kind, args, metadata, scheduled_at, max_attempts, timeout,
+        expires_at, unique_key, tags, tenant, parent_id)
+      select coalesce(reserved, nextval('pgqueue.job_id_seq')), draft.queue, draft.priority, draft.kind, a.value,
+        draft.metadata, draft.scheduled_at, draft.max_attempts, draft.timeout, draft.expires_at, draft.unique_key,
+        draft.tags, draft.tenant, draft.parent_id
+      from jsonb_array_elements(list) a
+      returning id, pgqueue.size_of(args, metadata) as bytes)
+    select array_agg(j.id), array_agg(j.bytes) into ids, sizes from job j;  -- in the order in which they went in
 
-  if array_length(ids, 1) = 1 and due[1] is null then  -- one job: no sort, no groups, half the cost
-    insert into pgqueue.ready (queue, priority, kind, ids, bytes)
-      values (queues[1], priorities[1], kinds[1], ids, sizes[1]);
-    perform pgqueue.wake(queues[1]);
-  elsif ids is not null then
-    insert into pgqueue.waiting (job_id, due, claim, state)
-    select d.id, d.due, 0, 'scheduled' from unnest(ids, due) d (id, due) where d.due is not null;
+    if ids is null then
+      null;
+    elsif draft.scheduled_at > instant then
+      insert into pgqueue.waiting (job_id, due, claim, state)
+      select i.id, draft.scheduled_at, 0, 'scheduled' from unnest(ids) i (id);
+    elsif array_length(ids, 1) = 1 then  -- no sort, no groups: a third of the cost
+      insert into pgqueue.ready (queue, priority, kind, ids, bytes)
+        values (draft.queue, draft.priority, draft.kind, ids, sizes[1]);
+      perform pgqueue.wake(draft.queue);
+    else
+      insert into pgqueue.ready (queue, priority, kind, ids, bytes)
+      select draft.queue, draft.priority, draft.kind, array_agg(i.id order by i.n), sum(i.bytes)
+      from unnest(ids, sizes) with ordinality i (id, bytes, n)
+      -- a large job gets a chunk of its own, so that no chunk exceeds a few MiB
+      group by (i.n - 1) / 100, case when i.bytes > 20000 then i.n end order by min(i.n);
+      perform pgqueue.wake(draft.queue);
+    end if;
 
-    insert into pgqueue.ready (queue, priority, kind, ids, bytes)
-    select d.queue, d.priority, d.kind, array_agg(d.id order by d.n), sum(d.bytes)
-    from unnest(ids, queues, kinds, priorities, due, sizes) with ordinality
-      d (id, queue, kind, priority, due, bytes, n)
-    where d.due is null
-    -- a large job gets a chunk of its own, so that no chunk exceeds a few MiB
-    group by d.queue, d.priority, d.kind, (d.n - 1) / 100, case when d.bytes > 20000 then d.n end
-    order by min(d.n);
-
-    perform pgqueue.wake(q.queue)
-    from (select d.queue from unnest(queues, due) d (queue, due) where d.due is null group by d.queue) q;
-  end if;
-
-  return query select coalesce(places[d.n], d.n::integer), d.id, true from unnest(ids) with ordinality d (id, n);
+    return query select before + n, coalesce(ids[n], reserved, holder), n <= coalesce(array_length(ids, 1), 0)
+    from generate_series(1, asked) n;
+    before := before + asked;
+  end loop;
 end $$;
 comment on function pgqueue.enqueue_many is 'Private. Insert jobs given as one JSON array of drafts.';
 

@@ -24,6 +24,7 @@ log = logging.getLogger("pgqueue.listen")
 _LIE_DOWN = "select pg_advisory_lock_shared(hashtext(%s), hashtext(queue)) from unnest(%s::text[]) queue"
 _GET_UP = "select pg_advisory_unlock_shared(hashtext(%s), hashtext(queue)) from unnest(%s::text[]) queue"
 PING_EVERY = 15.0
+ANSWER_WITHIN = 10.0
 RETRY_CAP = 5.0
 
 
@@ -117,7 +118,8 @@ class Listener:
         """psycopg waits on the socket itself, so our own watch of it rests meanwhile."""
         assert self._conn is not None
         self._unwatch()
-        await self._conn.execute(text, params)
+        async with asyncio.timeout(ANSWER_WITHIN):  # on expiry an OSError, as a broken connection is
+            await self._conn.execute(text, params)
         self._watch(self._conn)
 
     def _watch(self, conn: psycopg.AsyncConnection[TupleRow]) -> None:

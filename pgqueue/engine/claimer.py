@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 
-from pgqueue.core.job import Claimed
 from pgqueue.core.outcome import Expired
 from pgqueue.db.failure import DatabaseError, is_outage
 from pgqueue.db.session import Session
@@ -107,11 +106,10 @@ class Claimer:
         self._schema = schema
         self._worker = worker
         self._supplies = {lane.queue: Supply(lane) for lane in lanes}
-        self._tasks = tasks
+        self._by_kind = {kind: (task, executor_of(task)) for kind, task in tasks.items()}
         self._kinds = text_array(sorted(tasks))
         self._completer = completer
         self._clock = clock
-        self._executor_of = executor_of
         self._solo = solo
         self._held = held
         self._leases = 0
@@ -225,7 +223,7 @@ class Claimer:
         self._accept(supply, lease, batch)
         if batch.voids:
             await self._session.run(jobs.unvoid(supply.lane.queue, batch.voids, schema=self._schema))
-        if len(batch.jobs) < room or (full and not ask_first):
+        if len(batch.jobs) < room:
             await self._look(supply, found=bool(batch.marks))
         return bool(batch.marks)
 
@@ -258,19 +256,15 @@ class Claimer:
         supply.chunk = max(1.0, len(batch.jobs) / max(1, batch.chunks))
         now = datetime.fromtimestamp(batch.clock_us / 1e6, UTC)
         attempts = []
-        # They come in the order of their ids; of several priorities, the higher ones have to come first.
-        for job in batch.jobs if len(batch.marks) < 2 else sorted(batch.jobs, key=lambda job: -job.priority):
-            attempt = self._attempt(job, supply.lane, lease)
+        for job in batch.jobs:
+            task, executor = self._by_kind[job.kind]
+            attempt = Attempt(job, task, supply.lane, lease, self._solo if lease.solo else executor)
             if job.expires_at is not None and job.expires_at <= now:
                 self._completer.report(attempt, Expired())
             else:
-                self._held.add(attempt)
                 attempts.append(attempt)
+        self._held.update(attempts)
         supply.lane.offer(attempts)
-
-    def _attempt(self, job: Claimed, lane: Lane, lease: Lease) -> Attempt:
-        task = self._tasks[job.kind]
-        return Attempt(job, task, lane, lease, self._solo if lease.solo else self._executor_of(task))
 
     async def _look(self, supply: Supply, *, found: bool) -> None:
         """The queue gave less than there was room for: is there more, at another priority or locked by others?"""

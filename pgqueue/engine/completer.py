@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -157,12 +157,16 @@ class Completer:
             await self._complete(plain)
 
     async def _complete(self, endings: list[Ending]) -> None:
-        at = self._clock.at
+        offset = self._clock.offset_us
         acks = [
             jobs.Ack(
-                e.attempt.job.id, e.attempt.job.claim, e.attempt.lease.id, at(e.attempt.started_at), at(e.finished_at)
+                (attempt := ending.attempt).job.id,
+                attempt.job.claim,
+                attempt.lease.id,
+                offset + int(attempt.started_at * 1e6),
+                offset + int(ending.finished_at * 1e6),
             )
-            for e in endings
+            for ending in endings
         ]
         acks.sort()  # jobs are locked in id order
         whole, part = _close(ending.attempt.lease for ending in endings)
@@ -286,12 +290,11 @@ def _tidied(outcome: Outcome) -> Outcome:
 
 def _close(leases: Iterable[Lease]) -> tuple[list[int], list[int]]:
     """Count one job of each lease as done with; which leases are so altogether, and which are not?"""
-    seen: dict[int, Lease] = {}
-    for lease in leases:
-        lease.open -= 1
-        seen[lease.id] = lease
-    whole = sorted(id for id, lease in seen.items() if lease.open <= 0)
-    part = sorted(id for id, lease in seen.items() if lease.open > 0)
+    counts = Counter(leases)
+    for lease, count in counts.items():
+        lease.open -= count
+    whole = sorted(lease.id for lease in counts if lease.open <= 0)
+    part = sorted(lease.id for lease in counts if lease.open > 0)
     return whole, part
 
 

@@ -85,19 +85,16 @@ class AsyncExecutor:
         self._report = report
         self._make_context = make_context
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._tasks: set[asyncio.Task[None]] = set()
         self._clean = contextvars.copy_context()
 
     def start(self, attempt: Attempt) -> None:
         """Run it; see `Executor`."""
-        if threading.get_ident() == self._loop_thread:
+        if threading.get_ident() == self._thread:
             self._spawn(attempt)
         else:
             self._loop.call_soon_threadsafe(self._spawn, attempt)
-
-    @property
-    def _loop_thread(self) -> int | None:
-        return getattr(self._loop, "_thread_id", None)
 
     def _spawn(self, attempt: Attempt) -> None:
         task = self._loop.create_task(self._run(attempt), context=self._clean.copy())

@@ -169,7 +169,11 @@ def _decode_batch(rows: Sequence[Row]) -> Batch:
         chunks += _int(row[1])
         entries += _int(row[5])
         end -= 1
-    return Batch([Claimed(*row[:12]) for row in rows[:end]], marks, chunks, max(0, entries - end), clock_us)  # type: ignore[arg-type]
+    found = [Claimed(*row[:12]) for row in rows[:end]]  # type: ignore[arg-type]
+    found.sort()  # by id, which is first and differs: they come as they lie on the disk
+    if len(marks) > 1:
+        found.sort(key=lambda job: -job.priority)
+    return Batch(found, marks, chunks, max(0, entries - end), clock_us)
 
 
 def _int(value: object) -> int:

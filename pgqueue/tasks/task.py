@@ -221,6 +221,8 @@ def draft_by_name(kind: str, args: Mapping[str, object], **options: Unpack[Optio
 
 def apply_options(draft: Draft, options: Mapping[str, object] | Options) -> Draft:
     """The draft with checked options in place of its own."""
+    if not options:
+        return draft
     changes: dict[str, Any] = check_options(options)  # each value has its field's type: the door saw to it
     return replace(draft, **changes)
 
