@@ -13,7 +13,7 @@ from functools import cache
 from importlib import resources
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 Row = Sequence[object]
 
 SCHEMA = "pgqueue"
@@ -22,7 +22,7 @@ _QUERY = re.compile(r"^-- name: (\w+)\n", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class Statement(Generic[T]):
+class Statement(Generic[T_co]):
     """One SQL statement that can be run on any connection.
 
     sql     text with `%(name)s` placeholders (a literal per cent sign is doubled)
@@ -32,7 +32,7 @@ class Statement(Generic[T]):
 
     sql: str
     params: Mapping[str, object]
-    decode: Callable[[Sequence[Row]], T]
+    decode: Callable[[Sequence[Row]], T_co]
 
 
 def check_schema(name: str) -> str:
