@@ -21,6 +21,7 @@ BLOCKS = re.findall(r"^```(\w+)(?: title=(\S+))?\n(.*?)^```", README, re.MULTILI
 
 
 def block(language: str, containing: str) -> str:
+    found: str
     (found,) = [text for kind, _, text in BLOCKS if kind == language and containing in text]
     return found
 

@@ -1,0 +1,277 @@
+"""From enqueue to start without waiting for a poll.
+
+Where a test says `sleepy`, heartbeats (which poll too) come once an hour, and a worker that lies down does not look
+again by itself: only a notification can wake it. The clock is no witness in any of these tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import psycopg
+import pytest
+
+from pgqueue import PgQueue, State
+from pgqueue.db import listen
+from pgqueue.engine import heartbeat, worker
+from tests.engine.kit import PATIENCE, awaited, until, value, working
+
+HOUR = 3600.0
+
+
+@pytest.fixture
+def sleepy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT", HOUR)
+    monkeypatch.setattr(worker, "LOOKS", (0.0,))
+    monkeypatch.setattr(listen, "PING_EVERY", HOUR)
+
+
+def asleep(admin: psycopg.Connection, gates: int = 1) -> None:
+    """Wait until the worker holds the gates of this many queues: then it sleeps there, and enqueuers notify it."""
+    until(admin, _GATES, gates)
+
+
+_GATES = """select count(*) = %s from pg_locks l join pg_database d on d.oid = l.database
+where d.datname = current_database() and locktype = 'advisory' and mode = 'ShareLock' and granted"""
+
+
+@pytest.mark.usefixtures("sleepy")
+def test_a_sleeping_worker_is_woken_by_every_enqueue(q: PgQueue, admin: psycopg.Connection) -> None:
+    @q.task
+    async def quick(n: int) -> int:
+        return n
+
+    with working(q, lease=2 * HOUR):
+        for n in range(5):
+            asleep(admin)
+            assert q.result(quick.enqueue(n).id) == n
+
+
+@pytest.mark.usefixtures("sleepy")
+def test_a_job_from_sql_wakes_it_too(q: PgQueue, admin: psycopg.Connection) -> None:
+    @q.task
+    async def quick() -> str:
+        return "woken"
+
+    with working(q, lease=2 * HOUR):
+        asleep(admin)
+        id = value(admin, "select pgqueue.enqueue('quick')")
+        assert isinstance(id, int)
+        assert q.result(id) == "woken"
+
+
+@pytest.mark.usefixtures("sleepy")
+def test_a_long_transaction_wakes_it_when_it_commits(q: PgQueue, admin: psycopg.Connection, fresh_db: str) -> None:
+    @q.task
+    async def quick(n: int) -> int:
+        return n
+
+    with working(q, lease=2 * HOUR), psycopg.connect(fresh_db) as long:
+        asleep(admin)
+        inside = quick.using(long).enqueue(1)
+        for n in range(3):  # the world goes on meanwhile, others sleep and are woken
+            assert q.result(quick.enqueue(n).id) == n
+            asleep(admin)
+        long.commit()
+        assert q.result(inside.id) == 1
+
+
+def test_a_transaction_that_began_while_the_worker_was_busy_is_found_by_its_heartbeat(
+    q: PgQueue, admin: psycopg.Connection, fresh_db: str
+) -> None:
+    """Nobody slept when it enqueued, so it sends nothing when it commits."""
+    running, go = threading.Event(), threading.Event()
+
+    @q.task
+    def blocks() -> None:
+        running.set()
+        awaited(go)
+
+    @q.task
+    async def quick() -> str:
+        return "found"
+
+    with working(q, {"default": 1}), psycopg.connect(fresh_db) as long:
+        asleep(admin)
+        blocks.enqueue_many([(), ()])
+        awaited(running)
+        until(admin, _GATES, 0)
+        inside = quick.using(long).enqueue()
+        go.set()
+        asleep(admin)
+        long.commit()
+        assert q.result(inside.id) == "found"
+
+
+@pytest.fixture
+def other_schema(fresh_db: str) -> Iterator[PgQueue]:
+    queue = PgQueue(fresh_db, schema="Other_1")
+    queue.migrate()
+    yield queue
+    queue.close()
+
+
+@pytest.mark.usefixtures("sleepy")
+def test_two_schemas_in_one_database_wake_their_own_workers_only(
+    q: PgQueue, other_schema: PgQueue, admin: psycopg.Connection
+) -> None:
+    @q.task
+    async def quick() -> str:
+        return "first"
+
+    @other_schema.task(name="quick")
+    async def quick_too() -> str:
+        return "second"
+
+    with working(other_schema, lease=2 * HOUR):
+        asleep(admin)
+        alone = quick.enqueue()  # only the worker of the other schema sleeps
+        assert other_schema.result(quick_too.enqueue().id) == "second"
+        asleep(admin)
+        with working(q, lease=2 * HOUR):
+            assert q.result(alone.id) == "first"
+            asleep(admin, 2)
+            assert q.result(quick.enqueue().id) == "first"
+            asleep(admin, 2)
+            assert other_schema.result(quick_too.enqueue().id) == "second"
+
+
+@pytest.mark.usefixtures("sleepy")
+@pytest.mark.parametrize("times", [3])
+def test_a_lost_listen_connection_comes_back_and_looks(q: PgQueue, admin: psycopg.Connection, times: int) -> None:
+    @q.task
+    async def quick(n: int) -> int:
+        return n
+
+    with working(q, lease=2 * HOUR):
+        for n in range(times):
+            asleep(admin)
+            with psycopg.connect(q.dsn or "") as quiet:  # enqueued unnoticed: no gate is held when the worker is deaf
+                ended = value(
+                    admin,
+                    """select pid from pg_stat_activity
+                       where application_name = 'pgqueue listen' and datname = current_database()""",
+                )
+                assert value(admin, "select pg_terminate_backend(%s, 5000)", ended)
+                unheard = quick.using(quiet).enqueue(n)
+            assert q.result(unheard.id) == n
+            asleep(admin)
+            assert q.result(quick.enqueue(-n).id) == -n
+
+
+@pytest.mark.usefixtures("sleepy")
+def test_a_busy_a_full_or_a_paused_queue_does_not_make_another_deaf(q: PgQueue, admin: psycopg.Connection) -> None:
+    running, go = threading.Event(), threading.Event()
+
+    @q.task(queue="full")
+    def blocks() -> None:
+        running.set()
+        awaited(go)
+
+    @q.task(queue="paused")
+    def waits() -> None: ...
+
+    @q.task(queue="idle")
+    async def quick(n: int) -> int:
+        return n
+
+    with working(q, {"full": 1, "paused": 1, "idle": 1}, lease=2 * HOUR):
+        asleep(admin, 3)
+        q.pause("paused")
+        blocks.enqueue_many([()] * 3)
+        waits.enqueue_many([()] * 3)
+        awaited(running)
+        for n in range(4):
+            asleep(admin, 1)  # two gates were let go of: there is work
+            assert q.result(quick.enqueue(n).id) == n
+        go.set()
+
+
+def test_a_busy_worker_lets_go_of_the_gate(q: PgQueue, admin: psycopg.Connection) -> None:
+    """So that enqueuing costs no NOTIFY in a busy system."""
+    running, go = threading.Event(), threading.Event()
+
+    @q.task
+    def blocks() -> None:
+        running.set()
+        awaited(go)
+
+    with working(q, {"default": 1}):
+        asleep(admin)
+        blocks.enqueue_many([()] * 3)
+        awaited(running)
+        until(admin, _GATES, 0)
+        go.set()
+        asleep(admin)
+
+
+def test_without_a_listen_connection_it_polls(q: PgQueue, admin: psycopg.Connection, fresh_db: str) -> None:
+    behind_a_pooler = PgQueue(fresh_db, pooled=True)
+
+    @behind_a_pooler.task
+    async def quick(n: int) -> int:
+        return n
+
+    with working(behind_a_pooler):
+        for n in range(2):
+            assert behind_a_pooler.result(quick.enqueue(n).id) == n
+        sessions = "select count(*) from pg_stat_activity where datname = current_database() and application_name = %s"
+        assert value(admin, sessions, "pgqueue listen") == 0
+        assert value(admin, sessions, "pgqueue claim") == 1
+    behind_a_pooler.close()
+
+
+def test_scheduled_jobs_start_when_they_are_due_and_not_before(q: PgQueue, admin: psycopg.Connection) -> None:
+    @q.task
+    async def quick() -> None: ...
+
+    now = datetime.now(UTC)
+    ids = [
+        quick.using(delay=0.3).enqueue().id,
+        quick.using(delay=timedelta(seconds=0.6)).enqueue().id,
+        quick.using(scheduled_at=now + timedelta(seconds=0.9)).enqueue().id,
+        quick.using(scheduled_at=now - timedelta(days=1)).enqueue().id,
+    ]
+    far = quick.using(delay=3600).enqueue().id
+    with working(q):
+        jobs = [q.wait(id) for id in ids]
+
+    assert all(job.started_at is not None and job.started_at >= job.scheduled_at for job in jobs)
+    assert q.job(far).state is State.SCHEDULED
+    assert value(admin, "select bool_and(started_at >= scheduled_at) from pgqueue.job where scheduled_at is not null")
+
+
+@pytest.mark.usefixtures("sleepy")
+def test_cancelling_is_heard_without_a_poll(q: PgQueue, admin: psycopg.Connection) -> None:
+    running = threading.Event()
+
+    @q.task
+    async def long() -> None:
+        running.set()
+        await asyncio.Event().wait()
+
+    with working(q, lease=2 * HOUR):
+        id = long.enqueue().id
+        awaited(running)
+        asleep(admin)
+        assert q.cancel(id) == "requested"
+        assert q.wait(id, PATIENCE).state is State.CANCELLED
+
+
+@pytest.mark.usefixtures("sleepy")
+def test_pausing_and_resuming_are_heard_without_a_poll(q: PgQueue, admin: psycopg.Connection) -> None:
+    @q.task
+    async def quick() -> str:
+        return "resumed"
+
+    with working(q, lease=2 * HOUR):
+        asleep(admin)
+        q.pause("default")
+        id = quick.enqueue().id
+        until(admin, "select min(seen_at) > (select paused_at from pgqueue.queue) from pgqueue.worker")
+        assert q.job(id).state is State.AVAILABLE
+        q.resume("default")
+        assert q.result(id) == "resumed"
