@@ -235,15 +235,48 @@ language plpgsql set search_path = pg_catalog as $$
 #variable_conflict use_column
 declare
   draft record;
+  place integer := 0;
   list jsonb;
   asked integer;
   before integer := 0;
   holder bigint;
   reserved bigint;
+  holders bigint[];  -- by place of the draft, as are the next
+  reservations bigint[];
   instant timestamptz := clock_timestamp();
   ids bigint[];
   sizes integer[];
 begin
+  -- Unique keys first, in their own order: else two callers could wait for each other in a ring.
+  if jsonb_path_exists(jobs, '$[*].unique_key ? (@ != null)') then
+    for draft in
+      select d.kind, d.unique_key, d.place
+      from rows from (jsonb_to_recordset(jobs) as (kind text, unique_key text)) with ordinality d (kind, unique_key, place)
+      where d.unique_key is not null order by 1, 2, 3
+    loop
+      loop
+        reserved := nextval('pgqueue.job_id_seq');
+        insert into pgqueue.unique_key (kind, key, job_id) values (draft.kind, draft.unique_key, reserved)
+          on conflict do nothing;
+        if found then
+          reservations[draft.place] := reserved;
+          exit;
+        end if;
+        -- A cancel that met two other changes of its job may have left the key of a job that is final.
+        delete from pgqueue.unique_key u where u.kind = draft.kind and u.key = draft.unique_key
+          and array_position(reservations, u.job_id) is null
+          and not exists (select from pgqueue.job j where j.id = u.job_id and j.status = 0);
+        if not found then
+          select u.job_id into holder from pgqueue.unique_key u where u.kind = draft.kind and u.key = draft.unique_key;
+          if found then  -- if not, it was freed this instant: try once more
+            holders[draft.place] := holder;
+            exit;
+          end if;
+        end if;
+      end loop;
+    end loop;
+  end if;
+
   for draft in
     select coalesce(d.queue, 'default') as queue, coalesce(d.priority, 0) as priority, d.kind, d.args, d.unique_key,
       coalesce(d.metadata, '{}') as metadata, coalesce(d.scheduled_at, instant + make_interval(secs => d.delay)) as
@@ -256,17 +289,9 @@ begin
     list := case jsonb_typeof(draft.args) when 'array' then draft.args
       else jsonb_build_array(coalesce(draft.args, '{}')) end;
     asked := jsonb_array_length(list);
-    reserved := null;
-    holder := null;
-    while draft.unique_key is not null and reserved is null and holder is null loop
-      reserved := nextval('pgqueue.job_id_seq');
-      insert into pgqueue.unique_key (kind, key, job_id) values (draft.kind, draft.unique_key, reserved)
-        on conflict do nothing;
-      if not found then  -- and if its holder has gone this instant, try once more
-        reserved := null;
-        select u.job_id into holder from pgqueue.unique_key u where u.kind = draft.kind and u.key = draft.unique_key;
-      end if;
-    end loop;
+    place := place + 1;
+    reserved := reservations[place];
+    holder := holders[place];
     if draft.unique_key is not null then
       list := case when reserved is null then '[]' else jsonb_build_array(list -> 0) end;
     end if;

@@ -149,14 +149,14 @@ def _failed(error: dict[str, str | None], raised: BaseException | None, attempt:
 
 
 def _reason(type: str, message: str) -> dict[str, str | None]:
-    return {"type": type, "message": message, "traceback": None}
+    return {"type": type, "message": storable(message), "traceback": None}
 
 
 ERROR_LIMIT = 32 * 1024
 
 
 def describe(error: BaseException, traceback: str | None) -> dict[str, str | None]:
-    """An error as text that PostgreSQL can store: no NUL, no lone surrogates, 32 KiB at most."""
+    """An error as text that PostgreSQL can store: no NUL, no lone surrogates, 32 Ki characters at most."""
     kind = type(error)
     name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
     if isinstance(error, RemoteError):
@@ -173,8 +173,9 @@ def describe(error: BaseException, traceback: str | None) -> dict[str, str | Non
 
 
 def storable(text: str) -> str:
-    """`text` without what a JSON value can't hold in PostgreSQL, its middle cut out if it is over 32 KiB."""
+    """`text` without what a JSON value can't hold in PostgreSQL, its middle cut out if it is over 32 Ki characters."""
+    text = text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
     if len(text) > ERROR_LIMIT:
         half = ERROR_LIMIT // 2
         text = f"{text[:half]}\n... {len(text) - ERROR_LIMIT} characters left out ...\n{text[-half:]}"
-    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+    return text

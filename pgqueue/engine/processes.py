@@ -1,7 +1,7 @@
 """Where attempts run that may crash, or block, or have to be killed: each in a process of its own.
 
 A thread of a ThreadExecutor owns one process and waits for it; the process is started when first needed and runs many
-attempts, one at a time. An attempt whose lease is `solo` gets a fresh one, which ends with it.
+attempts, one at a time. So a death is always one attempt's.
 
 Guarantees: the death of a process is the end of its one attempt only; every interrupted attempt ends within
 `grace` + `kill_after` seconds. Processes are started by exec, never by fork alone, and die with their worker.
@@ -159,7 +159,7 @@ class Owner:
                 child.is_spent = True  # who knows what it still has to say
                 raise
             finally:
-                if attempt.lease.solo or child.is_spent:
+                if child.is_spent:
                     self._part(child)
             return ended
         finally:
@@ -175,15 +175,13 @@ class Owner:
     def _begin(self, attempt: Attempt, place: Place) -> Child:
         """Tell a process to run the attempt: the thread's own, or a fresh one."""
         child = self._child
-        if child is not None and not attempt.lease.solo:
+        if child is not None:
             try:
                 child.run(attempt, place)
                 return child
             except OSError:  # it died in its sleep: no attempt's fault
                 log.warning("process %d %s while it was idle", child.pid, how_it_ended(self._part(child)))
-        child = Child(self._about)
-        if not attempt.lease.solo:
-            self._child = child
+        child = self._child = Child(self._about)
         with suppress(OSError):  # dead already: that is found out below
             child.run(attempt, place)
         return child
