@@ -24,7 +24,6 @@ from pgqueue.engine.completer import BACKLOG, Clock, Completer
 from pgqueue.engine.lane import Attempt, Executor, Lane, Lease
 from pgqueue.engine.marks import Marks
 from pgqueue.store import jobs
-from pgqueue.store.arrays import text_array
 from pgqueue.tasks.task import Task
 
 log = logging.getLogger("pgqueue.claimer")
@@ -107,7 +106,7 @@ class Claimer:
         self._worker = worker
         self._supplies = {lane.queue: Supply(lane) for lane in lanes}
         self._by_kind = {kind: (task, executor_of(task)) for kind, task in tasks.items()}
-        self._kinds = text_array(sorted(tasks))
+        self._kinds = sorted(tasks)
         self._completer = completer
         self._clock = clock
         self._solo = solo

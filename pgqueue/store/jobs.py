@@ -57,7 +57,7 @@ def claim(
     *,
     worker: int,
     lease: int,
-    kinds: str,
+    kinds: Sequence[str],
     marks: dict[int, int],
     chunks: int,
     limit: int,
@@ -70,7 +70,7 @@ def claim(
     queue is paused or the worker's heartbeat is overdue.
     """
     params = {
-        "queue": queue, "worker": worker, "lease": lease, "kinds": kinds, "priorities": text_array(marks),
+        "queue": queue, "worker": worker, "lease": lease, "kinds": text_array(kinds), "priorities": text_array(marks),
         "marks": int8_array(list(marks.values())), "chunks": chunks, "n": limit,
     }  # fmt: skip
     return Statement(queries("jobs.sql", schema)["claim"], params, _decode_batch)
@@ -82,18 +82,23 @@ def unvoid(queue: str, voids: int, *, schema: str) -> Statement[None]:
     return Statement(queries("jobs.sql", schema)["unvoid"], params, lambda rows: None)
 
 
-def claim_suspect(queue: str, *, worker: int, lease: int, kinds: str, schema: str) -> Statement[Batch]:
+def claim_suspect(queue: str, *, worker: int, lease: int, kinds: Sequence[str], schema: str) -> Statement[Batch]:
     """Lease one job of `queue` whose worker died, alone."""
-    params = {"queue": queue, "worker": worker, "lease": lease, "kinds": kinds}
+    params = {"queue": queue, "worker": worker, "lease": lease, "kinds": text_array(kinds)}
     return Statement(queries("jobs.sql", schema)["claim_suspect"], params, _decode_batch)
 
 
-def survey(queue: str, *, kinds: str, marks: dict[int, int], schema: str) -> Statement[tuple[list[int], bool]]:
+def survey(
+    queue: str, *, kinds: Sequence[str], marks: dict[int, int], schema: str
+) -> Statement[tuple[list[int], bool]]:
     """The priorities outside `marks` that have work in `queue`, and whether one within has work of these kinds."""
     params = {
-        "queue": queue, "kinds": kinds, "priorities": text_array(marks), "marks": int8_array(list(marks.values())),
-    }  # fmt: skip
-    return Statement(queries("jobs.sql", schema)["survey"], params, lambda rows: rows[0])  # type: ignore[arg-type, return-value]
+        "queue": queue,
+        "kinds": text_array(kinds),
+        "priorities": text_array(marks),
+        "marks": int8_array(list(marks.values())),
+    }
+    return Statement(queries("jobs.sql", schema)["survey"], params, _decode_survey)
 
 
 def complete(acks: Sequence[Ack], *, whole: Sequence[int], part: Sequence[int], schema: str) -> Statement[list[int]]:
@@ -145,6 +150,11 @@ def forget(lease: int, *, worker: int, schema: str) -> Statement[bool]:
 def held(lease: int, *, schema: str) -> Statement[list[tuple[int, int]]]:
     """The (id, claim) of a lease's jobs; empty if there is no such lease."""
     return Statement(queries("jobs.sql", schema)["held"], {"lease": lease}, _decode_held)
+
+
+def _decode_survey(rows: Sequence[Row]) -> tuple[list[int], bool]:
+    priorities, more = rows[0]
+    return priorities, more  # type: ignore[return-value]
 
 
 def _decode_inserted(rows: Sequence[Row]) -> list[Inserted]:
