@@ -146,7 +146,7 @@ class Spec:
         elif verb is Verb.DELETE:
             del self.jobs[id]
         elif verb in (Verb.CANCEL, Verb.STOP):
-            job.state, job.suspect = State(answer), False
+            job.state, job.suspect, job.request = State(answer), False, None
         elif verb is Verb.RETRY:
             if job.state in FINAL:
                 if self.holder(job.key) is not None:
