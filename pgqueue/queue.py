@@ -28,9 +28,9 @@ from pgqueue.store import control, jobs
 from pgqueue.store.control import QueueStats, WorkerInfo
 from pgqueue.store.statement import SCHEMA, Statement, check_schema
 from pgqueue.tasks.door import Options, check_name, check_priority
+from pgqueue.tasks.json_text import encode_object
 from pgqueue.tasks.registry import Registry
-from pgqueue.tasks.task import ContextTask, Executor, Task, draft_by_name
-from pgqueue.tasks.wire import Batch, encode_drafts
+from pgqueue.tasks.task import ContextTask, Executor, Task, apply_options, draft_by_name
 from pgqueue.worker import Worker, WorkerSettings
 
 P = ParamSpec("P")
@@ -122,7 +122,7 @@ class PgQueue:
 
         raises  InvalidArguments, InvalidJob, InvalidConnection: before anything is sent
         """
-        return self.send([self._draft(kind, args, options)], conn)[0]
+        return self.send(*self._job(kind, args, options), conn)[0]
 
     async def aenqueue(
         self,
@@ -136,21 +136,21 @@ class PgQueue:
 
         raises  InvalidArguments, InvalidJob, InvalidConnection: before anything is sent
         """
-        return (await self.asend([self._draft(kind, args, options)], conn))[0]
+        return (await self.asend(*self._job(kind, args, options), conn))[0]
 
-    def send(self, drafts: Sequence[Draft], conn: object | None) -> list[EnqueuedJob]:
-        """Insert drafts in one statement; what tasks do when they are enqueued."""
-        return _enqueued(drafts, self._run(jobs.enqueue(encode_drafts(drafts), schema=self.schema), conn))
+    def send(self, draft: Draft, args: Sequence[str], conn: object | None) -> list[EnqueuedJob]:
+        """Insert a job per JSON text of arguments, in one statement; what tasks do when they are enqueued."""
+        return self._run(jobs.enqueue(draft, args, schema=self.schema), conn) if args else []
 
-    async def asend(self, drafts: Sequence[Draft], conn: object | None) -> list[EnqueuedJob]:
-        """Insert drafts in one statement; what tasks do when they are enqueued."""
-        return _enqueued(drafts, await self._arun(jobs.enqueue(encode_drafts(drafts), schema=self.schema), conn))
+    async def asend(self, draft: Draft, args: Sequence[str], conn: object | None) -> list[EnqueuedJob]:
+        """Insert a job per JSON text of arguments, in one statement; what tasks do when they are enqueued."""
+        return await self._arun(jobs.enqueue(draft, args, schema=self.schema), conn) if args else []
 
-    def _draft(self, kind: str, args: Mapping[str, object] | None, options: Options) -> Draft:
+    def _job(self, kind: str, args: Mapping[str, object] | None, options: Options) -> tuple[Draft, list[str]]:
         task = self.tasks.find(kind)
         if task is None:
-            return draft_by_name(kind, args or {}, **options)
-        return task.using(**options).batch([((), args or {})])[0]
+            return draft_by_name(kind, **options), [encode_object("args", args or {})]
+        return apply_options(task.draft, options), [task.args_text((), args or {})]
 
     # Look --------------------------------------------------------------------------------------------------------
 
@@ -351,16 +351,6 @@ class PgQueue:
 
     async def _arun(self, statement: Statement[T], conn: object | None) -> T:
         return await (self.apool.arun(statement) if conn is None else arun(conn, statement))
-
-
-def _enqueued(drafts: Sequence[Draft], inserted: list[jobs.Inserted]) -> list[EnqueuedJob]:
-    if isinstance(drafts, Batch):  # drafts are made when they are asked for, and nobody need ask
-        kind, queue = drafts.template.kind, drafts.template.queue
-        return [EnqueuedJob(row.id, row.inserted, kind, queue) for row in inserted]
-    return [
-        EnqueuedJob(id=row.id, inserted=row.inserted, kind=draft.kind, queue=draft.queue)
-        for draft, row in zip(drafts, inserted, strict=True)
-    ]
 
 
 def _only(found: list[Job], id: int) -> Job:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -220,6 +221,16 @@ def test_a_verb_reaches_all_jobs_that_fit_and_no_others(q: PgQueue, conn: Conn) 
     assert q.job(other.id, conn=conn).state is State.AVAILABLE
     assert q.where(state="cancelled").delete(conn=conn) == {"deleted": 2500}
     assert count(conn) == 1
+
+
+def test_no_rows_send_nothing() -> None:
+    q = PgQueue("host=127.0.0.1 port=1")
+
+    @q.task
+    def send(n: int) -> None: ...
+
+    assert send.enqueue_many([]) == []
+    assert asyncio.run(send.aenqueue_many([])) == []
 
 
 def test_the_size_of_the_public_face_is_held_down() -> None:

@@ -1,4 +1,4 @@
-"""A job that is not inserted yet: checked values, ready to be sent as JSON."""
+"""Jobs that are not inserted yet: checked values, ready to be sent."""
 
 from __future__ import annotations
 
@@ -9,16 +9,15 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draft:
-    """One job to enqueue. Whoever makes one has checked every value (`tasks.door`).
+    """All of a job to enqueue but its arguments. Whoever makes one has checked every value (`tasks.door`).
 
-    args, metadata   JSON text of an object
     delay            seconds from the database's now(); at most one of `delay` and `scheduled_at` is given
     scheduled_at     aware; expires_at likewise
     timeout          seconds
+    metadata         JSON text of an object
     """
 
     kind: str
-    args: str = "{}"
     queue: str = "default"
     priority: int = 0
     delay: float | None = None
@@ -31,6 +30,15 @@ class Draft:
     metadata: str | None = None
     tenant: str | None = None
     parent_id: int | None = None
+
+    @property
+    def has_options(self) -> bool:
+        """Is there more to it than what every task has?"""
+        return (
+            self.delay is not None or self.scheduled_at is not None or self.expires_at is not None
+            or self.unique_key is not None or bool(self.tags) or self.metadata is not None or self.tenant is not None
+            or self.parent_id is not None
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,6 @@ On a connection in autocommit mode the statement is its own transaction.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TypeVar, cast
 
 from pgqueue.db.drivers import (
@@ -59,8 +57,11 @@ def run(conn: object, statement: Statement[T]) -> T:
             "such as `await task.using(conn).aenqueue(...)`, or pass a sync connection"
         )
     adapter.check(target)
-    with _our_errors(statement.sql):
-        rows = cast(SyncAdapter[object], adapter).fetch(target, statement.sql, statement.params)
+    try:
+        rows = cast("SyncAdapter[object]", adapter).fetch(target, statement.sql, statement.params)
+    except Exception as error:
+        _raise_ours(error, statement.sql)
+        raise
     return statement.decode(rows)
 
 
@@ -73,17 +74,16 @@ async def arun(conn: object, statement: Statement[T]) -> T:
             "such as `task.using(conn).enqueue(...)`, or pass an async connection"
         )
     adapter.check(target)
-    with _our_errors(statement.sql):
-        rows = await cast(AsyncAdapter[object], adapter).fetch(target, statement.sql, statement.params)
+    try:
+        rows = await cast("AsyncAdapter[object]", adapter).fetch(target, statement.sql, statement.params)
+    except Exception as error:
+        _raise_ours(error, statement.sql)
+        raise
     return statement.decode(rows)
 
 
-@contextmanager
-def _our_errors(sql: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # every driver has its own root class; what is not ours goes on untouched
-        ours = as_pgqueue_error(error, sql)
-        if ours is None:
-            raise
+def _raise_ours(error: Exception, sql: str) -> None:
+    """Every driver has a root class of its own; what doesn't concern us goes on untouched."""
+    ours = as_pgqueue_error(error, sql)
+    if ours is not None:
         raise ours from error

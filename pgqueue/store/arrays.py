@@ -66,6 +66,11 @@ def text_array(names: Iterable[object]) -> str:
     return "{" + ",".join(map(str, names)) + "}"
 
 
+def quoted_array(texts: Iterable[str]) -> str:
+    """An array of any texts (but NUL) as PostgreSQL reads it."""
+    return "{" + ",".join(['"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' for text in texts]) + "}"
+
+
 def timestamp_array(unix_microseconds: Sequence[int]) -> TimestampArray:
     """timestamptz[] of instants given as microseconds since 1970, UTC."""
     return TimestampArray(_pack([us - UNIX_TO_PG_US for us in unix_microseconds], "q", 8, TIMESTAMPTZ))

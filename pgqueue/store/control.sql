@@ -65,7 +65,7 @@ own as materialized (
   select j.id, j.status, j.kind, j.unique_key, f.final from pgqueue.job j join found f on f.id = j.id
   where f.final or f.state in ('scheduled', 'retryable') order by j.id for no key update of j),
 able as materialized (select * from own where (status > 0) = final),
-stale as (  -- see enqueue_many
+stale as (  -- see reserve in the migration
   delete from pgqueue.unique_key u using able a where u.kind = a.kind and u.key = a.unique_key
     and not exists (select from pgqueue.job j where j.id = u.job_id and j.status = 0) returning u.key),
 key as (  -- after the job's row, as `complete` frees it after that

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
+from pgqueue.core.draft import Draft, EnqueuedJob
 from pgqueue.core.job import Claimed
-from pgqueue.store.arrays import int4_array, int8_array, text_array, timestamp_array
+from pgqueue.store.arrays import int4_array, int8_array, quoted_array, text_array, timestamp_array
 from pgqueue.store.statement import Row, Statement, queries
 
 LOWEST_MARK = -(2**63)
-
-
-@dataclass(frozen=True, slots=True)
-class Inserted:
-    """What became of one draft: its id, and whether it is new (False: a live job has its unique key)."""
-
-    id: int
-    inserted: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +40,28 @@ class Ack(NamedTuple):
     finished_us: int
 
 
-def enqueue(jobs: str, *, schema: str) -> Statement[list[Inserted]]:
-    """Insert the drafts of the JSON array `jobs`; answers in their order."""
-    return Statement(queries("jobs.sql", schema)["enqueue"], {"jobs": jobs}, _decode_inserted)
+def enqueue(draft: Draft, args: Sequence[str], *, schema: str) -> Statement[list[EnqueuedJob]]:
+    """Insert a job per JSON text of arguments (one at least); answers in their order."""
+
+    params: dict[str, object] = {
+        "kind": draft.kind, "args": args[0] if len(args) == 1 else f"[{','.join(args)}]", "queue": draft.queue,
+        "priority": draft.priority, "max_attempts": draft.max_attempts, "timeout": draft.timeout,
+    }  # fmt: skip
+    query = "enqueue_one"
+    if draft.has_options or len(args) > 1:
+        query = "enqueue"
+        params |= {
+            "delay": draft.delay, "scheduled_at": draft.scheduled_at and draft.scheduled_at.isoformat(),
+            "expires_at": draft.expires_at and draft.expires_at.isoformat(), "unique_key": draft.unique_key,
+            "tags": quoted_array(draft.tags) if draft.tags else None, "metadata": draft.metadata,
+            "tenant": draft.tenant, "parent_id": draft.parent_id,
+        }  # fmt: skip
+
+    def decode(rows: Sequence[Row]) -> list[EnqueuedJob]:
+        ids, inserted = cast("tuple[list[int], int]", rows[0][:2])
+        return [EnqueuedJob(id, n < inserted, draft.kind, draft.queue) for n, id in enumerate(ids)]
+
+    return Statement(queries("jobs.sql", schema)[query], params, decode)
 
 
 def claim(
@@ -155,10 +167,6 @@ def held(lease: int, *, schema: str) -> Statement[list[tuple[int, int]]]:
 def _decode_survey(rows: Sequence[Row]) -> tuple[list[int], bool]:
     priorities, more = rows[0]
     return priorities, more  # type: ignore[return-value]
-
-
-def _decode_inserted(rows: Sequence[Row]) -> list[Inserted]:
-    return [Inserted(_int(row[1]), bool(row[2])) for row in rows]
 
 
 def _decode_held(rows: Sequence[Row]) -> list[tuple[int, int]]:

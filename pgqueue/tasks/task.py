@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack
 
@@ -19,8 +19,6 @@ from pgqueue.core.retry import Retry
 from pgqueue.errors import InvalidArguments, PgqueueError
 from pgqueue.tasks.args import ArgsCodec
 from pgqueue.tasks.door import Options, check_name, check_options, check_priority, check_timeout
-from pgqueue.tasks.json_text import encode_object
-from pgqueue.tasks.wire import Batch
 
 P = ParamSpec("P")
 R_co = TypeVar("R_co", covariant=True)
@@ -30,12 +28,12 @@ Executor = Literal["async", "thread", "process"]
 
 
 class Sender(Protocol):
-    """Who inserts drafts: in the caller's transaction if there is a `conn`, else in one of its own."""
+    """Who inserts jobs: in the caller's transaction if there is a `conn`, else in one of its own."""
 
-    def send(self, drafts: Sequence[Draft], conn: object | None) -> list[EnqueuedJob]:
-        """Insert the drafts, and answer for each in order."""
+    def send(self, draft: Draft, args: Sequence[str], conn: object | None) -> list[EnqueuedJob]:
+        """Insert a job per JSON text of arguments, and answer for each in order."""
 
-    async def asend(self, drafts: Sequence[Draft], conn: object | None) -> list[EnqueuedJob]:
+    async def asend(self, draft: Draft, args: Sequence[str], conn: object | None) -> list[EnqueuedJob]:
         """As `send`, on an async connection."""
 
 
@@ -48,7 +46,7 @@ class Task(Generic[P, R_co]):
     takes_context  the worker passes a context first; then `P` is what comes after it
     codec          arguments to JSON and back
     validate       called with the arguments, as the function would be, before anything is sent; raises to refuse them
-    template       the Draft of a job without options, save its arguments
+    draft          what its jobs are without options
 
     raises  TypeError for a function that can't be a task, InvalidJob for a value outside its limits
     """
@@ -82,14 +80,14 @@ class Task(Generic[P, R_co]):
         self.validate = _check_validate(validate)
         self.codec = ArgsCodec(fn)
         self.takes_context = self.codec.takes_context
-        self.template = Draft(
+        self.draft = Draft(
             kind=self.name,
             queue=self.queue,
             priority=self.priority,
             max_attempts=self.retry.max_attempts,
             timeout=self.timeout,
         )
-        self._call: Call[P, R_co] = Call(self, self.template, None)
+        self._call: Call[P, R_co] = Call(self, self.draft, None)
 
     def __call__(self, /, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """Call the function itself, here and now; nothing is enqueued."""
@@ -111,7 +109,7 @@ class Task(Generic[P, R_co]):
 
         raises  InvalidArguments for an option that does not exist, InvalidJob for a value outside its limits
         """
-        return Call(self, apply_options(self.template, options), conn)
+        return Call(self, apply_options(self.draft, options), conn)
 
     def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> EnqueuedJob:
         """Insert one job with these arguments.
@@ -155,40 +153,36 @@ class ContextTask(Task[P, R_co], Generic[C_contra, P, R_co]):
 Row = tuple[object, ...] | Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True)
 class Call(Generic[P, R_co]):
     """A task with the options and the connection of one `using`; may be used for any number of jobs."""
 
-    task: Task[P, R_co]
-    template: Draft
-    conn: object | None
+    __slots__ = ("conn", "draft", "task")
+
+    def __init__(self, task: Task[P, R_co], draft: Draft, conn: object | None) -> None:
+        self.task = task
+        self.draft = draft
+        self.conn = conn
 
     def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> EnqueuedJob:
         """Insert one job with these arguments; see `Task.enqueue`."""
-        (job,) = self.task.sender.send(self.batch([(args, kwargs)]), self.conn)
+        (job,) = self.task.sender.send(self.draft, [self.task.args_text(args, kwargs)], self.conn)
         return job
 
     async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> EnqueuedJob:
         """As `enqueue`, awaited."""
-        (job,) = await self.task.sender.asend(self.batch([(args, kwargs)]), self.conn)
+        (job,) = await self.task.sender.asend(self.draft, [self.task.args_text(args, kwargs)], self.conn)
         return job
 
     def enqueue_many(self, rows: Iterable[Row]) -> list[EnqueuedJob]:
         """Insert one job per row, all or none; see `Task.enqueue_many`."""
-        batch = self.batch_of(rows)
-        return self.task.sender.send(batch, self.conn) if batch else []
+        return self.task.sender.send(self.draft, self.args_texts(rows), self.conn)
 
     async def aenqueue_many(self, rows: Iterable[Row]) -> list[EnqueuedJob]:
         """As `enqueue_many`, awaited."""
-        batch = self.batch_of(rows)
-        return await self.task.sender.asend(batch, self.conn) if batch else []
+        return await self.task.sender.asend(self.draft, self.args_texts(rows), self.conn)
 
-    def batch(self, calls: Iterable[tuple[tuple[object, ...], Mapping[str, object]]]) -> Batch:
-        """The drafts of these calls: (positional, named) arguments each."""
-        return Batch(self.template, [self.task.args_text(args, kwargs) for args, kwargs in calls])
-
-    def batch_of(self, rows: Iterable[Row]) -> Batch:
-        """The drafts of `rows`, in order.
+    def args_texts(self, rows: Iterable[Row]) -> list[str]:
+        """The JSON texts of the arguments in `rows`, in order.
 
         raises  InvalidArguments, InvalidJob naming the row
         """
@@ -207,16 +201,15 @@ class Call(Generic[P, R_co]):
                     )
             except PgqueueError as error:
                 raise type(error)(f"row {len(texts)}: {error}") from error
-        return Batch(self.template, texts)
+        return texts
 
 
-def draft_by_name(kind: str, args: Mapping[str, object], **options: Unpack[Options]) -> Draft:
-    """A job of a task that may live in another code base: only what needs no signature is checked.
+def draft_by_name(kind: str, **options: Unpack[Options]) -> Draft:
+    """Jobs of a task that may live in another code base.
 
     raises  InvalidArguments for an option that does not exist, InvalidJob for a value outside its limits
     """
-    draft = Draft(kind=check_name(kind, "kind"), args=encode_object("args", args))
-    return apply_options(draft, options)
+    return apply_options(Draft(kind=check_name(kind, "kind")), options)
 
 
 def apply_options(draft: Draft, options: Mapping[str, object] | Options) -> Draft:

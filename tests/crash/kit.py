@@ -140,8 +140,7 @@ class Bench:
     def enqueue_many(self, kind: str, count: int) -> None:
         """Jobs with the arguments {"n": 0} to {"n": count - 1}."""
         self.do(
-            """select count(*) from pgqueue.enqueue_many((select jsonb_agg(jsonb_build_object(
-                 'kind', %s::text, 'args', jsonb_build_object('n', n))) from generate_series(0, %s - 1) n))""",
+            "select count(pgqueue.enqueue(%s, jsonb_build_object('n', n))) from generate_series(0, %s - 1) n",
             kind,
             count,
         )

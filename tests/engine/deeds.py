@@ -19,10 +19,10 @@ from tests.engine.waiting import say
 class Nobody:
     """A Sender that is never asked to send."""
 
-    def send(self, drafts: Sequence[Draft], conn: object | None) -> list[EnqueuedJob]:
+    def send(self, draft: Draft, args: Sequence[str], conn: object | None) -> list[EnqueuedJob]:
         raise NotImplementedError
 
-    async def asend(self, drafts: Sequence[Draft], conn: object | None) -> list[EnqueuedJob]:
+    async def asend(self, draft: Draft, args: Sequence[str], conn: object | None) -> list[EnqueuedJob]:
         raise NotImplementedError
 
 

@@ -12,16 +12,17 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.rows import TupleRow
 
+from pgqueue.core.draft import Draft, EnqueuedJob
 from pgqueue.core.job import Claimed, Job
 from pgqueue.core.states import State, Verb
 from pgqueue.db.session import adapt
 from pgqueue.store import cluster, control, jobs
-from pgqueue.store.jobs import LOWEST_MARK, Ack, Batch, Inserted
+from pgqueue.store.jobs import LOWEST_MARK, Ack, Batch
 from pgqueue.store.statement import Statement
 
 T = TypeVar("T")
@@ -88,8 +89,17 @@ class Desk:
 
     # enqueue
 
-    def insert(self, *drafts: Mapping[str, object]) -> list[Inserted]:
-        return self.run(jobs.enqueue(json.dumps([{"kind": "k", **draft} for draft in drafts]), schema=self.schema))
+    def insert(self, *drafts: Mapping[str, object]) -> list[EnqueuedJob]:
+        """The jobs of each draft by a statement of its own; `args` is one job's, or a list of them."""
+        answers: list[EnqueuedJob] = []
+        for draft in drafts:
+            fields: dict[str, Any] = {"kind": "k", **draft}
+            args = fields.pop("args", {})
+            if "metadata" in fields:
+                fields["metadata"] = json.dumps(fields["metadata"])
+            texts = [json.dumps(each) for each in (args if isinstance(args, list) else [args])]
+            answers += self.run(jobs.enqueue(Draft(**fields), texts, schema=self.schema))
+        return answers
 
     def enqueue(self, count: int = 1, **draft: object) -> list[int]:
         """`count` equal jobs in one statement; their ids."""

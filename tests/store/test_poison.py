@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from datetime import UTC, datetime
 
 import psycopg
 import pytest
@@ -154,14 +155,13 @@ def test_whatever_the_values_the_door_of_sql_never_counts_more_than_pythons(desk
 @pytest.mark.parametrize(
     ("draft", "state"),
     [
+        ({"args": [{}, {"a": "\0"}, {}]}, "22P05"),
         ({"args": {"a": "\0"}}, "22P05"),
         ({"metadata": {"a": "\0"}}, "22P05"),
-        ({"kind": "\0"}, "22P05"),
         ({"args": {"a": "\ud800"}}, "22P02"),
         ({"priority": 40000}, "22003"),
         ({"max_attempts": 10**6}, "22003"),
         ({"delay": 1e300}, "22008"),
-        ({"scheduled_at": "never"}, "22007"),
         ({"kind": None}, "23502"),
     ],
 )
@@ -169,7 +169,7 @@ def test_enqueue_refuses_what_postgresql_cannot_keep_and_inserts_none_of_the_bat
     desk: Desk, draft: dict[str, object], state: str
 ) -> None:
     with pytest.raises(psycopg.Error) as refusal:
-        desk.insert({}, draft, {})
+        desk.insert(draft)
     assert sqlstate(refusal.value) == state
     assert desk.value("select count(*) from pgqueue.job") == 0
     assert desk.leftovers() == {}
@@ -223,7 +223,7 @@ def test_sql_and_python_insert_the_same_job(desk: Desk) -> None:
     desk.insert(
         {
             "args": {"a": 1}, "queue": "q", "priority": 3, "delay": 3600, "max_attempts": 7, "timeout": 90,
-            "expires_at": "2099-01-01T00:00:00+00:00", "unique_key": "u2", "tags": ["t"], "metadata": {"m": 1},
+            "expires_at": datetime(2099, 1, 1, tzinfo=UTC), "unique_key": "u2", "tags": ["t"], "metadata": {"m": 1},
             "tenant": "te", "parent_id": 5,
         }
     )  # fmt: skip

@@ -75,8 +75,8 @@ def options_are_checked_by_name_and_type() -> None:
     send_welcome.using(prio=1)  # type: ignore[call-arg]
     send_welcome.using(priority="high")  # type: ignore[arg-type]
     send_welcome.using(delay="1s")  # type: ignore[arg-type]
-    draft_by_name("billing.charge", {"order": 7}, delay=1)
-    draft_by_name("billing.charge", {"order": 7}, dely=1)  # type: ignore[call-arg]
+    draft_by_name("billing.charge", delay=1)
+    draft_by_name("billing.charge", dely=1)  # type: ignore[call-arg]
 
 
 def the_context_is_the_workers_to_pass() -> None:
