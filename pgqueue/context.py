@@ -162,7 +162,7 @@ def current_context() -> Context | AsyncContext:
     return context
 
 
-def read_metadata(text: bytes | None) -> Mapping[str, object]:
+def read_metadata(text: str | None) -> Mapping[str, object]:
     """The application's part of a job's metadata; empty if it can't be read: not worth a failed attempt."""
     if not text:
         return {}

@@ -22,8 +22,8 @@ class Claimed(NamedTuple):
     id: int
     claim: int
     kind: str
-    args: bytes
-    metadata: bytes | None
+    args: str
+    metadata: str | None
     attempt: int
     max_attempts: int | None
     crashes: int

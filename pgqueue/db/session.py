@@ -1,7 +1,7 @@
 """One connection of the engine (Session, SyncSession): opened when first needed, opened again after it is lost.
 
 Guarantees: a statement is sent once; whether to send it again after a failure is the caller's decision. A connection
-that gives no answer is given up. JSON comes as raw bytes, and arrays packed by `store.arrays` go out as they are.
+that gives no answer is given up. Arrays packed by `store.arrays` go out as they are.
 Never: shared with user code.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
 from psycopg.abc import PQGen
-from psycopg.adapt import Buffer, Dumper, Loader
+from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 from psycopg.rows import TupleRow
 from psycopg.types.datetime import TimestamptzBinaryLoader
@@ -28,15 +28,6 @@ T = TypeVar("T")
 ANSWER_WITHIN = 30.0  # seconds; the engine's statements take milliseconds
 
 
-class RawJsonb(Loader):
-    """jsonb as the bytes of its text, not decoded: a value that Python can't read must not break a whole batch."""
-
-    format = Format.BINARY
-
-    def load(self, data: Buffer) -> bytes:
-        return bytes(data)[1:]  # the first byte is the format's version
-
-
 class AnyTimestamptz(TimestamptzBinaryLoader):
     """timestamptz as an aware datetime; what lies outside of Python's years (infinity too) as the last or first one."""
 
@@ -46,13 +37,6 @@ class AnyTimestamptz(TimestamptzBinaryLoader):
         except psycopg.DataError:
             before_2000 = bytes(data)[0] & 0x80
             return (datetime.min if before_2000 else datetime.max).replace(tzinfo=UTC)
-
-
-class RawTextJsonb(Loader):
-    """The same in text format."""
-
-    def load(self, data: Buffer) -> bytes:
-        return bytes(data)
 
 
 def _dumper(array: type[BinaryArray]) -> type[Dumper]:
@@ -71,8 +55,6 @@ _DUMPERS = {array: _dumper(array) for array in (Int4Array, Int8Array, TimestampA
 
 def adapt(conn: psycopg.AsyncConnection[TupleRow] | psycopg.Connection[TupleRow]) -> None:
     """Teach a connection of the engine the types above."""
-    conn.adapters.register_loader("jsonb", RawJsonb)
-    conn.adapters.register_loader("jsonb", RawTextJsonb)
     conn.adapters.register_loader("timestamptz", AnyTimestamptz)
     for array, dumper in _DUMPERS.items():
         conn.adapters.register_dumper(array, dumper)

@@ -268,13 +268,11 @@ def failure(serial: int, error: BaseException, text: str | None) -> Failure:
 
 
 def _child_job(run: Run, known: Known, settings: Mapping[str, object]) -> ChildJob:
-    metadata: bytes | None = bytes(run.metadata)
-    if metadata == NULL:
-        metadata = None
+    metadata = None if bytes(run.metadata) == NULL else bytes(run.metadata).decode()
     job = Claimed(
-        id=run.id, claim=run.claim, kind=run.kind, args=bytes(run.args), metadata=metadata, attempt=run.attempt,
-        max_attempts=run.max_attempts, crashes=run.crashes, timeout=run.timeout, expires_at=run.expires_at,
-        tenant=run.tenant, priority=run.priority,
+        id=run.id, claim=run.claim, kind=run.kind, args=bytes(run.args).decode(), metadata=metadata,
+        attempt=run.attempt, max_attempts=run.max_attempts, crashes=run.crashes, timeout=run.timeout,
+        expires_at=run.expires_at, tenant=run.tenant, priority=run.priority,
     )  # fmt: skip
     return ChildJob(job, run.queue, run.lease, run.timeout, known.sender, known.is_async, settings)
 

@@ -37,11 +37,10 @@ BACKLOG = 5000  # outcomes not written yet at which no more jobs are claimed
 
 @dataclass(slots=True)
 class Ending:
-    """An attempt and how it ended, not written yet. `finished_at` is monotonic."""
+    """An attempt and how it ended, not written yet."""
 
     attempt: Attempt
     ended: Ended
-    finished_at: float
 
 
 class Clock:
@@ -81,6 +80,7 @@ class Completer:
         self._on_lost = on_lost
         self._on_waiting = on_waiting
         self._loop = asyncio.get_running_loop()
+        self._completed: deque[Attempt] = deque()
         self._reported: deque[Ending] = deque()
         self._returned: deque[Attempt] = deque()
         self._released: list[int] = []
@@ -94,23 +94,30 @@ class Completer:
     @property
     def backlog(self) -> int:
         """Outcomes that are not written yet."""
-        waiting = len(self._reported) + len(self._returned) + len(self._released) + len(self._locked)
-        return waiting + self._in_hand
+        reported = len(self._completed) + len(self._reported)
+        return reported + len(self._returned) + len(self._released) + len(self._locked) + self._in_hand
 
     def report(self, attempt: Attempt, ended: Ended) -> None:
         """An attempt has ended. Called from any thread."""
-        self._reported.append(Ending(attempt, ended, time.monotonic()))
-        self._rouse()
+        attempt.finished_at = time.monotonic()
+        if ended is NOTHING:
+            self._completed.append(attempt)
+        else:
+            self._reported.append(Ending(attempt, ended))
+        if self._asleep:
+            self._rouse()
 
     def give_back(self, attempts: Iterable[Attempt]) -> None:
         """These were never started: return them to their queue. Called from any thread."""
         self._returned.extend(attempts)
-        self._rouse()
+        if self._asleep:
+            self._rouse()
 
     def release(self, lease: Lease) -> None:
         """This lease turned out to hold nothing. On the event loop's thread."""
         self._released.append(lease.id)
-        self._rouse()
+        if self._asleep:
+            self._rouse()
 
     async def flush(self) -> None:
         """Wait until all that was reported before is written."""
@@ -123,7 +130,7 @@ class Completer:
         """Write until cancelled."""
         while True:
             self._asleep = True
-            if not (self._reported or self._returned or self._released):
+            if not (self._completed or self._reported or self._returned or self._released):
                 delay = LOCKED_AGAIN if self._locked else None
                 try:
                     async with asyncio.timeout(delay):
@@ -138,51 +145,50 @@ class Completer:
             self._flushed.set()
 
     def _rouse(self) -> None:
-        if self._asleep:
-            self._asleep = False  # one call through the loop wakes it for all that is reported meanwhile
-            with contextlib.suppress(RuntimeError):  # a thread that outlived the worker: nobody writes any more
-                self._loop.call_soon_threadsafe(self._wake.set)
+        self._asleep = False  # one call through the loop wakes it for all that is reported meanwhile
+        with contextlib.suppress(RuntimeError):  # a thread that outlived the worker: nobody writes any more
+            self._loop.call_soon_threadsafe(self._wake.set)
 
     async def _write(self) -> None:
         if self._returned or self._released:
             await self._write_returned()
-        batch = [self._reported.popleft() for _ in range(min(BATCH, len(self._reported)))]
-        self._in_hand += len(batch)
-        plain = [ending for ending in batch if ending.ended is NOTHING]
-        others, self._locked = self._locked, []
-        others += [(ending, _outcome(ending)) for ending in batch if ending.ended is not NOTHING]
-        if others:
-            await self._settle(others)
-        if plain:
-            await self._complete(plain)
+        completed = [self._completed.popleft() for _ in range(min(BATCH, len(self._completed)))]
+        endings = [self._reported.popleft() for _ in range(min(BATCH, len(self._reported)))]
+        self._in_hand += len(completed) + len(endings)
+        pairs, self._locked = self._locked, []
+        pairs += [(ending, _outcome(ending)) for ending in endings]
+        if pairs:
+            await self._settle(pairs)
+        if completed:
+            await self._complete(completed)
 
-    async def _complete(self, endings: list[Ending]) -> None:
-        offset = self._clock.offset_us
-        acks = [
-            jobs.Ack(
-                (attempt := ending.attempt).job.id,
-                attempt.job.claim,
-                attempt.lease.id,
-                offset + int(attempt.started_at * 1e6),
-                offset + int(ending.finished_at * 1e6),
-            )
-            for ending in endings
-        ]
-        acks.sort()  # jobs are locked in id order
-        whole, part = _close(ending.attempt.lease for ending in endings)
+    async def _complete(self, attempts: list[Attempt]) -> None:
+        attempts.sort(key=_job_id)  # jobs are locked in this order
+        acks = self._acks(attempts)
+        whole, part = _close(attempt.lease for attempt in attempts)
         while True:
             try:
                 lost = await self._session.run(jobs.complete(acks, whole=whole, part=part, schema=self._schema))
                 break
             except DatabaseError as error:
                 if is_transient(error):  # a row is locked, or two of us met in a ring: pass over what is locked
-                    _reopen(ending.attempt.lease for ending in endings)
-                    await self._settle([(ending, Outcome(state=State.COMPLETED)) for ending in endings])
+                    _reopen(attempt.lease for attempt in attempts)
+                    await self._settle([(Ending(a, NOTHING), Outcome(state=State.COMPLETED)) for a in attempts])
                     return
                 await self._wait_out(error)
         self._backoff.reset()
         if lost:
             self._on_lost(lost)
+
+    def _acks(self, attempts: Sequence[Attempt]) -> jobs.Acks:
+        offset = self._clock.offset_us
+        return jobs.Acks(
+            [attempt.job.id for attempt in attempts],
+            [attempt.job.claim for attempt in attempts],
+            [attempt.lease.id for attempt in attempts],
+            [offset + int(attempt.started_at * 1e6) for attempt in attempts],
+            [offset + int(attempt.finished_at * 1e6) for attempt in attempts],
+        )
 
     async def _settle(self, pairs: list[tuple[Ending, Outcome]]) -> None:
         """Write outcomes of every kind; those whose rows are locked are kept for later."""
@@ -238,9 +244,9 @@ class Completer:
             _reopen(attempt.lease for attempt in attempts)
             self._released += released
             if is_transient(error):  # as in `_complete`; these go to the end of their queue
-                now = time.monotonic()
-                endings = [Ending(attempt, Interrupted(), now) for attempt in attempts]
-                await self._settle([(e, Outcome(state=State.AVAILABLE, solo=e.attempt.lease.solo)) for e in endings])
+                outcomes = [Outcome(state=State.AVAILABLE, solo=attempt.lease.solo) for attempt in attempts]
+                endings = [Ending(attempt, Interrupted()) for attempt in attempts]
+                await self._settle(list(zip(endings, outcomes, strict=True)))
                 return
             self._returned.extend(attempts)
             await self._wait_out(error)
@@ -254,7 +260,7 @@ class Completer:
                 "state": outcome.state.value, "delay": outcome.delay, "attempt_cost": outcome.attempt_cost,
                 "crash_cost": outcome.crash_cost, "solo": outcome.solo or None, "error": outcome.error,
                 "result": None if outcome.result is None else msgspec.Raw(outcome.result.encode()),
-                "finished_at": _instant(self._clock.at(ending.finished_at)),
+                "finished_at": _instant(self._clock.at(attempt.finished_at or time.monotonic())),
             }  # fmt: skip
             if attempt.started_at:
                 row["started_at"] = _instant(self._clock.at(attempt.started_at))
@@ -286,6 +292,10 @@ def _tidied(outcome: Outcome) -> Outcome:
     if outcome.error is None or outcome.error["traceback"] is not None:
         return outcome
     return replace(outcome, error=outcome.error | {"message": storable(str(outcome.error["message"]))})
+
+
+def _job_id(attempt: Attempt) -> int:
+    return attempt.job.id
 
 
 def _close(leases: Iterable[Lease]) -> tuple[list[int], list[int]]:

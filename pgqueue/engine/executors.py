@@ -109,7 +109,20 @@ class AsyncExecutor:
         count = 0
         while upcoming is not None:
             attempt = upcoming
-            self._report(attempt, await self._attempt(attempt, current))
+            attempt.begin()
+            attempt.on_interrupt = current.cancel
+            token = context_here.set(partial(self._make_context, attempt))
+            try:
+                if attempt.reason is not None:  # asked to end before it began
+                    raise asyncio.CancelledError
+                args, kwargs = call_arguments(attempt, self._make_context)
+                ended = returned(await attempt.task.fn(*args, **kwargs))  # type: ignore[misc]
+            except BaseException as error:
+                ended = raised(error, attempt)
+            finally:
+                attempt.on_interrupt = None
+                context_here.reset(token)
+            self._report(attempt, ended)
             upcoming = attempt.lane.next(self)
             if attempt.reason is not None or current.cancelling() or contextvars.copy_context() != before:
                 break
@@ -118,21 +131,6 @@ class AsyncExecutor:
                 await asyncio.sleep(0)
         if upcoming is not None:
             self._spawn(upcoming)
-
-    async def _attempt(self, attempt: Attempt, current: asyncio.Task[None]) -> Ended:
-        attempt.begin()
-        attempt.on_interrupt = current.cancel
-        token = context_here.set(partial(self._make_context, attempt))
-        try:
-            if attempt.reason is not None:  # asked to end before it began
-                return raised(asyncio.CancelledError(), attempt)
-            args, kwargs = call_arguments(attempt, self._make_context)
-            return returned(await attempt.task.fn(*args, **kwargs))  # type: ignore[misc]
-        except BaseException as error:
-            return raised(error, attempt)
-        finally:
-            attempt.on_interrupt = None
-            context_here.reset(token)
 
 
 class ThreadExecutor:

@@ -35,8 +35,9 @@ select array[id], 1, pgqueue.wake(queue) from job
 -- Deletes chunks of `ready` and writes one lease row; job rows are only read. Locks lazily, just what it takes.
 -- The ids come from what DELETE and UPDATE return, never from the locked SELECT: a chunk that changed between the
 -- snapshot and the lock would be handed out twice. Loses nothing with synchronous_commit off: a claim forgotten by a
--- crashed server took its lease with it, so the completion finds no lease. The trailing rows (id null)
--- are the marks, with the number of chunks instead of a claim number and of their ids instead of an attempt.
+-- crashed server took its lease with it, so the completion finds no lease. The trailing rows (kind null)
+-- are the marks, one per priority: the mark for an id, the number of chunks for a claim number, that of their ids for
+-- an attempt, and the time for expires_at. (JSON comes as text because the driver decodes that in C.)
 with setting as materialized (select set_config('synchronous_commit', 'off', true)),
 head as materialized (
   select r.place, r.seq, r.length, r.bytes
@@ -68,14 +69,14 @@ entry as materialized (select claim, unnest(ids) as id from taken),
 lease as (
   insert into pgqueue.lease (id, worker_id, ids, claims)
   select %(lease)s::bigint, %(worker)s::integer, array_agg(id), array_agg(claim) from entry having count(*) > 0)
-select j.id, j.claim, j.kind, j.args, nullif(j.metadata, '{}') as metadata, j.attempt, j.max_attempts, j.crashes,
-  j.timeout, j.expires_at, j.tenant, j.priority, null::bigint as mark, null::timestamptz as clock
+select j.id, j.claim, j.kind, j.args::text, nullif(j.metadata, '{}')::text as metadata, j.attempt, j.max_attempts,
+  j.crashes, j.timeout, j.expires_at, j.tenant, j.priority
 from pgqueue.job j
 where j.id = any (array(select id from entry)) and j.status = 0
   and (j.claim = 0 or (j.id, j.claim) in (select id, claim from entry))
 union all
-select null, count(*)::integer, null, null, null, sum(cardinality(ids))::smallint, null, null, null, null, null, priority,
-  max(seq), clock_timestamp()
+select max(seq), count(*)::integer, null, null, null, sum(cardinality(ids))::smallint, null, null, null,
+  clock_timestamp(), null, priority
 from taken group by priority
 
 -- name: unvoid
@@ -99,9 +100,11 @@ job as materialized (
 lease as (
   insert into pgqueue.lease (id, worker_id, solo, ids, claims)
   select %(lease)s::bigint, %(worker)s::integer, true, array[id], array[claim] from job)
-select id, claim, kind, args, nullif(metadata, '{}'), attempt, max_attempts, crashes, timeout, expires_at, tenant,
-  priority, null::bigint, clock_timestamp()
+select id, claim, kind, args::text, nullif(metadata, '{}')::text, attempt, max_attempts, crashes, timeout, expires_at,
+  tenant, priority
 from job
+union all
+select null, 0, null, null, null, 0, null, null, null, clock_timestamp(), null, null from job
 
 -- name: survey
 -- What is there in a queue? Priorities outside the known ones that have work (found in the gaps between these, so that
@@ -141,12 +144,14 @@ done as (
     a (id, claim, lease, started_at, finished_at)
   join held h on h.id = a.lease
   where j.id = a.id and j.claim = a.claim and case when j.status = 0 then true end
-  returning j.id, j.queue, j.kind, j.unique_key, extract(epoch from a.finished_at - a.started_at)::float8 as seconds),
+    and j.id = any(%(ids)s::bigint[])  -- nothing new, but with it the rows are found 0.8 us a job sooner
+  returning j.id, j.queue, j.kind, j.unique_key, a.finished_at - a.started_at as duration),
 freed as (
   delete from pgqueue.unique_key u using done d where d.unique_key is not null and u.kind = d.kind and u.key = d.unique_key),
 counted as (
   insert into pgqueue.tally (minute, queue, kind, state, jobs, seconds, longest)
-  select date_trunc('minute', clock_timestamp()), queue, kind, 'completed', count(*), sum(seconds), max(seconds)
+  select date_trunc('minute', clock_timestamp()), queue, kind, 'completed', count(*), extract(epoch from sum(duration)),
+    extract(epoch from max(duration))
   from done group by queue, kind)
 select id from unnest(%(ids)s::bigint[]) i (id)
 where (select count(*) from done) <> cardinality(%(ids)s::bigint[])

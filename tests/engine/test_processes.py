@@ -49,7 +49,7 @@ class Rig:
     def start(self, fn: Callable[..., object], *, solo: bool = False, **args: object) -> Attempt:
         task = fn if isinstance(fn, Task) else Task(fn, sender=deeds.Nobody(), executor="process")
         job = Claimed(
-            id=1, claim=1, kind=task.name, args=json.dumps(args).encode(), metadata=None, attempt=0, max_attempts=None,
+            id=1, claim=1, kind=task.name, args=json.dumps(args), metadata=None, attempt=0, max_attempts=None,
             crashes=0, timeout=60.0, expires_at=None, tenant=None, priority=0,
         )  # fmt: skip
         attempt = Attempt(job, task, self.lane, Lease(1, 1, solo=solo), self.executor)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -22,7 +22,7 @@ from pgqueue.core.job import Claimed, Job
 from pgqueue.core.states import State, Verb
 from pgqueue.db.session import adapt
 from pgqueue.store import cluster, control, jobs
-from pgqueue.store.jobs import LOWEST_MARK, Ack, Batch
+from pgqueue.store.jobs import LOWEST_MARK, Acks, Batch
 from pgqueue.store.statement import Statement
 
 T = TypeVar("T")
@@ -34,6 +34,20 @@ _leases = itertools.count(1)
 
 # Everything short-lived: empty once all jobs are final, except for the tally.
 SIDE_TABLES = ("ready", "waiting", "lease", "suspect", "request", "unique_key")
+
+
+class Ack(NamedTuple):
+    """A row of `Acks`."""
+
+    id: int
+    claim: int
+    lease: int
+    started_us: int = STARTED
+    finished_us: int = FINISHED
+
+
+def columns(acks: Sequence[Ack]) -> Acks:
+    return Acks(*zip(*sorted(acks), strict=True)) if acks else Acks([], [], [], [], [])
 
 
 @dataclass
@@ -49,9 +63,7 @@ class Held:
         return [job.id for job in self.jobs]
 
     def acks(self, chosen: Iterable[Claimed] | None = None) -> list[Ack]:
-        return sorted(
-            Ack(job.id, job.claim, self.lease, STARTED, FINISHED) for job in (self.jobs if chosen is None else chosen)
-        )
+        return [Ack(job.id, job.claim, self.lease) for job in (self.jobs if chosen is None else chosen)]
 
 
 class Desk:
@@ -191,7 +203,7 @@ class Desk:
         if not chosen:
             return []
         whole, parts = ([], [held.lease]) if part else ([held.lease], [])
-        return self.run(jobs.complete(held.acks(chosen), whole=whole, part=parts, schema=self.schema))
+        return self.run(jobs.complete(columns(held.acks(chosen)), whole=whole, part=parts, schema=self.schema))
 
     def settle(
         self, held: Held, state: str, chosen: Iterable[Claimed] | None = None, *, part: bool = False, **more: object

@@ -13,7 +13,7 @@ from psycopg import errors
 
 from pgqueue.core.states import Verb
 from pgqueue.store import jobs
-from tests.store.desk import Desk, Held, outcome, wait_until_blocked
+from tests.store.desk import Desk, Held, columns, outcome, wait_until_blocked
 
 # What ends an attempt without finishing its job, so that another attempt may begin.
 REVOCATIONS: dict[str, Callable[[Desk, Held], object]] = {
@@ -100,7 +100,7 @@ def test_a_lease_that_was_lost_takes_no_other_lease_with_it(desk: Desk) -> None:
     desk.silence(lost.lease >> 32)
     assert desk.rescue() == (5, 0)
 
-    acks = sorted(lost.acks() + kept.acks())
+    acks = columns(lost.acks() + kept.acks())
     answer = desk.run(jobs.complete(acks, whole=[lost.lease, kept.lease], part=[], schema="pgqueue"))
     assert sorted(answer) == lost.ids
     assert [desk.state(id) for id in ids] == ["available"] * 5 + ["completed"] * 5
@@ -150,7 +150,7 @@ def test_of_a_job_acknowledged_under_two_leases_in_one_flush_the_living_one_coun
     desk.silence(lost.lease >> 32)
     desk.rescue()
     kept = desk.claim_suspect()
-    acks = sorted(lost.acks() + kept.acks())
+    acks = columns(lost.acks() + kept.acks())
     desk.run(jobs.complete(acks, whole=[lost.lease, kept.lease], part=[], schema="pgqueue"))
     assert desk.tallied() == {"completed": 1}
     assert desk.leftovers() == {}

@@ -15,7 +15,7 @@ from pgqueue.db.placeholders import numbered
 from pgqueue.store import cluster, control, jobs
 from pgqueue.store.statement import Statement
 from tests.conftest import _database
-from tests.store.desk import KINDS, Desk, Held, verb_statement
+from tests.store.desk import KINDS, Ack, Desk, Held, columns, verb_statement
 
 Plan: TypeAlias = dict[str, object]
 HISTORY = 90_000
@@ -137,7 +137,7 @@ def test_stage_looks_at_due_jobs_only(desk: Desk, mode: str) -> None:
 @pytest.mark.parametrize("size", [1, 500])
 def test_endings_look_jobs_up(desk: Desk, mode: str, size: int) -> None:
     first = HISTORY + 1
-    acks = [jobs.Ack(id, 0, 1, 1, 2) for id in range(first, first + size)]
+    acks = [Ack(id, 0, 1) for id in range(first, first + size)]
     document = json.dumps(
         [
             {"id": ack.id, "claim": 0, "lease": 1, "state": "completed", "finished_at": "2023-01-01T00:00Z"}
@@ -146,7 +146,7 @@ def test_endings_look_jobs_up(desk: Desk, mode: str, size: int) -> None:
     )
     back = [(ack.id, 0, 1) for ack in acks]
     for statement in (
-        jobs.complete(acks, whole=[1], part=[], schema="pgqueue"),
+        jobs.complete(columns(acks), whole=[1], part=[], schema="pgqueue"),
         jobs.settle(document, whole=[1], part=[], schema="pgqueue"),
         jobs.give_back(back, whole=[1], part=[], schema="pgqueue"),
     ):

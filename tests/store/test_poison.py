@@ -197,13 +197,13 @@ def test_settle_refuses_a_poisoned_outcome_and_records_none_of_the_batch(desk: D
 
 
 @pytest.mark.parametrize("text", ['{"n": 1e400}', '{"n": ' + "9" * 5000 + "}", '{"a": "\\u00e9\\ud83d\\ude00"}'])
-def test_args_that_python_cannot_decode_are_claimed_as_bytes_beside_good_ones(desk: Desk, text: str) -> None:
+def test_args_that_python_cannot_decode_are_claimed_as_text_beside_good_ones(desk: Desk, text: str) -> None:
     good = desk.enqueue_one(args={"a": 1})
     desk.sql("select pgqueue.enqueue('k', %s::jsonb)", text)
     claimed = desk.claim()
     assert len(claimed.jobs) == 2
     assert claimed.jobs[0].id == good
-    assert claimed.jobs[0].args == b'{"a": 1}'
+    assert claimed.jobs[0].args == '{"a": 1}'
     assert len(claimed.jobs[1].args) >= len('{"n": 1}')
     assert desk.complete(claimed) == []
 
