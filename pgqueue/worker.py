@@ -12,7 +12,7 @@ import gc
 import logging
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import TypedDict
 
 from pgqueue.app import Parts, assemble
@@ -23,6 +23,7 @@ from pgqueue.tasks.door import check_name
 
 log = logging.getLogger("pgqueue.worker")
 CONCURRENCY = 10
+STUCK_WAIT = 2.0  # seconds that coroutines get to end when nothing else is left to do
 
 
 class WorkerSettings(TypedDict, total=False):
@@ -64,6 +65,22 @@ def _number(text: str, name: str) -> int:
     return int(text)
 
 
+def _run_loop(main: Coroutine[object, object, None]) -> None:
+    """As asyncio.run, but a coroutine that ignores its cancellation is left behind, not waited for for ever."""
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(main)
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left, timeout=STUCK_WAIT))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        if all(task.done() for task in left):
+            loop.close()
+
+
 def supervise(argv: Sequence[str], *, processes: int) -> int:
     """Run `argv` as so many worker processes, and replace those that die; returns the status to exit with."""
     from pgqueue.engine.supervisor import Supervisor  # its signals are those of Unix
@@ -103,7 +120,7 @@ class Worker:
         """
         gc.freeze()  # what is loaded by now stays; and jobs are many small objects, few of them in cycles:
         gc.set_threshold(20_000, 20, 100)  # collecting less often makes a no-op job 12 % cheaper
-        asyncio.run(self._run(signals=threading.current_thread() is threading.main_thread()))
+        _run_loop(self._run(signals=threading.current_thread() is threading.main_thread()))
 
     async def arun(self) -> None:
         """Work in this event loop until `stop` is called or the awaiting task is cancelled."""
@@ -146,7 +163,7 @@ class Worker:
 
     def _in_thread(self) -> None:
         try:
-            asyncio.run(self._run(signals=False))
+            _run_loop(self._run(signals=False))
         except BaseException as error:  # start() or wait() raises it
             if self._started.is_set():
                 log.critical("the worker has ended: %r", error)

@@ -223,6 +223,14 @@ def test_a_verb_reaches_all_jobs_that_fit_and_no_others(q: PgQueue, conn: Conn) 
     assert count(conn) == 1
 
 
+@pytest.mark.parametrize("number", ["1e5000", "9" * 5000, "-" + "9" * 5000])
+def test_a_number_that_python_can_not_hold_is_shown_as_infinite(q: PgQueue, number: str, dsn: str) -> None:
+    with psycopg.connect(dsn) as conn:
+        ((id,),) = conn.execute("select pgqueue.enqueue('send', %s::jsonb)", [f'{{"n": {number}, "m": 1}}']).fetchall()
+    assert q.job(id).args == {"n": float(number), "m": 1}
+    assert [job.id for job in q.jobs()] == [id]
+
+
 def test_no_rows_send_nothing() -> None:
     q = PgQueue("host=127.0.0.1 port=1")
 

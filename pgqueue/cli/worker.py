@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import faulthandler
+import asyncio
+import contextlib
 import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
+import time
+import traceback
 from types import FrameType
 
 import click
@@ -21,7 +25,7 @@ from pgqueue.db.adapt import run
 from pgqueue.db.connect import connect, describe, resolve_dsn
 from pgqueue.db.failure import DatabaseError, is_outage, server_text
 from pgqueue.db.schema import gate, installed_version
-from pgqueue.worker import CONCURRENCY, supervise
+from pgqueue.worker import CONCURRENCY, STUCK_WAIT, supervise
 
 log = logging.getLogger("pgqueue.cli")
 
@@ -58,7 +62,22 @@ def worker(loaded: Loaded, *, check: bool, as_json: bool) -> int:
         log.info("%s, schema %s, application %s", describe(resolve_dsn(q.dsn)), q.schema, config.app)
         ready.run()
     q.close()
+    _leave_threads_behind()
     return 0
+
+
+def _leave_threads_behind() -> None:
+    """A thread that a task started and that does not end must not keep the process: the worker has stopped."""
+    deadline = time.monotonic() + STUCK_WAIT
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join(max(0.0, deadline - time.monotonic()))
+    stuck = [thread.name for thread in threading.enumerate() if thread.is_alive() and not thread.daemon]
+    if len(stuck) > 1:  # one of them is this one
+        log.warning("threads that tasks started do not end, leaving without them: %s", ", ".join(stuck[1:]))
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)
 
 
 def _supervise(loaded: Loaded, *, check: bool, as_json: bool) -> int:
@@ -102,9 +121,21 @@ def _obey_signals() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _leave)
     if sys.platform != "win32":
-        faulthandler.register(signal.SIGQUIT, all_threads=True)
+        signal.signal(signal.SIGQUIT, _write_stacks)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup has said that it does not matter
             signal.signal(signal.SIGHUP, _hang_up)
+
+
+def _write_stacks(number: int, frame: FrameType | None) -> None:
+    """To stderr, of every thread and coroutine. (faulthandler does without waiting for Python, and crashed once.)"""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    for ident, top in sys._current_frames().items():
+        print(f"Thread {names.get(ident, ident)} (most recent call last):", file=sys.stderr)
+        traceback.print_stack(top)
+    with contextlib.suppress(RuntimeError):  # the event loop does not run yet, or no more
+        for task in asyncio.all_tasks():
+            task.print_stack()
+    sys.stderr.flush()
 
 
 def _hang_up(number: int, frame: FrameType | None) -> None:

@@ -149,7 +149,7 @@ def _failed(error: dict[str, str | None], raised: BaseException | None, attempt:
 
 
 def _reason(type: str, message: str) -> dict[str, str | None]:
-    return {"type": type, "message": storable(message), "traceback": None}
+    return {"type": type, "message": storable(str(message)), "traceback": None}  # a task may give anything
 
 
 ERROR_LIMIT = 32 * 1024

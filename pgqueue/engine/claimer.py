@@ -31,6 +31,7 @@ log = logging.getLogger("pgqueue.claimer")
 BATCH = 500
 AHEAD = 3 * BATCH
 AHEAD_SECONDS = 0.5
+SMOOTHING = 0.2  # seconds after which a lane's rate is forgotten
 BUSY = 0.1  # seconds for which a queue has had work when NOTIFY is not wanted any more
 AGAIN = 0.005  # seconds after which to look again for what another worker may have had locked
 
@@ -77,7 +78,8 @@ class Supply:
         since, finished = self._measured
         now = time.monotonic()
         if now - since > 0.02:
-            self._rate = (self.lane.finished - finished) / (now - since)
+            rate = (self.lane.finished - finished) / (now - since)
+            self._rate += (rate - self._rate) * min(1.0, (now - since) / SMOOTHING)
             self._measured = (now, self.lane.finished)
 
 

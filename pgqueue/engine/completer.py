@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from pgqueue.core.outcome import NOTHING, Ended, Interrupted, Outcome, Raised, decide, storable
+from pgqueue.core.outcome import NOTHING, Ended, Interrupted, Outcome, Raised, decide
 from pgqueue.core.states import State
 from pgqueue.db.failure import DatabaseError, is_outage, is_transient
 from pgqueue.db.session import Session
@@ -281,17 +281,10 @@ def _outcome(ending: Ending) -> Outcome:
     job, task = ending.attempt.job, ending.attempt.task
     retry = task.retry if job.max_attempts is None else replace(task.retry, max_attempts=job.max_attempts)
     try:
-        return _tidied(decide(ending.ended, attempt=job.attempt, crashes=job.crashes, retry=retry))
+        return decide(ending.ended, attempt=job.attempt, crashes=job.crashes, retry=retry)
     except BaseException as broken:  # what a task raises may bring methods of its own, and may lack a delay or a reason
         error = ValueError(f"how it ended can't be told: {type(broken).__name__}")
         return decide(Raised(error), attempt=job.attempt, crashes=job.crashes, retry=retry)
-
-
-def _tidied(outcome: Outcome) -> Outcome:
-    """The outcome with a reason that a task gave as text that can be stored."""
-    if outcome.error is None or outcome.error["traceback"] is not None:
-        return outcome
-    return replace(outcome, error=outcome.error | {"message": storable(str(outcome.error["message"]))})
 
 
 def _job_id(attempt: Attempt) -> int:

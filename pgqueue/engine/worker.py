@@ -225,7 +225,10 @@ class Worker:
             async with asyncio.timeout(HASTY_FLUSH_WAIT if self._stop_now.is_set() else FLUSH_WAIT):
                 await self._completer.flush()
         except TimeoutError:
-            log.error("the database is away: %d outcomes could not be written", self._completer.backlog)
+            log.error(
+                "%d outcomes could not be written in time; their jobs run again when the lease is over",
+                self._completer.backlog,
+            )
 
     def _return_waiting(self) -> None:
         for lane in self._lanes:

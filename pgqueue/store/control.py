@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -15,6 +15,7 @@ from pgqueue.core.states import LIVE, State, Verb
 from pgqueue.store.statement import Row, Statement, queries
 
 T = TypeVar("T")
+INT_DIGITS = 4300  # Python reads no longer integers from text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,11 +151,18 @@ def _answers(rows: Sequence[Row]) -> dict[int, str]:
 
 def _one(row: Row, shape: type[T]) -> T:
     """Read a row that is one JSON document. Strict is off: intervals come as seconds, empty lists as null."""
-    document = msgspec.json.decode(str(row[0]))
+    document = _document(str(row[0]))
     if shape is Job:
         document["errors"] = document["errors"] or []
         document["tags"] = document["tags"] or []
     return msgspec.convert(document, shape, strict=False)
+
+
+def _document(text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except msgspec.DecodeError:  # a number that PostgreSQL keeps and Python can't: it is shown as infinite
+        return json.loads(text, parse_int=lambda digits: int(digits) if len(digits) <= INT_DIGITS else float(digits))
 
 
 def _all(rows: Sequence[Row], shape: type[T]) -> list[T]:

@@ -43,6 +43,42 @@ def test_the_second_signal_stops_it_at_once_and_the_job_loses_nothing(fresh_db: 
     q.close()
 
 
+STUCK = """
+import asyncio, threading
+from pgqueue import PgQueue
+q = PgQueue()
+
+@q.task
+async def deaf():
+    print("deaf", flush=True)
+    while True:
+        try:
+            await asyncio.sleep(600)
+        except asyncio.CancelledError:
+            pass
+
+@q.task
+async def waits():
+    print("waits", flush=True)
+    await asyncio.to_thread(threading.Event().wait)
+"""
+
+
+def test_tasks_that_never_end_do_not_keep_a_worker_that_has_stopped(fresh_db: str, shop: Path) -> None:
+    (shop / "app.py").write_text(STUCK)
+    q = PgQueue(fresh_db)
+    ids = [q.enqueue(kind).id for kind in ("deaf", "waits")]
+    with Running("worker", "-A", "app", "--grace", "0", dsn=fresh_db, cwd=shop) as worker:
+        worker.wait_for("deaf")
+        worker.wait_for("waits")
+        worker.send(signal.SIGTERM)
+        assert worker.ended() == 0
+    assert "did not stop; it is given back all the same" in worker.output
+    assert "threads that tasks started do not end, leaving without them: asyncio_0" in worker.output
+    assert [(q.job(id).state, q.job(id).attempt) for id in ids] == [(State.AVAILABLE, 0)] * 2
+    q.close()
+
+
 def test_a_closed_terminal_stops_it_in_order(fresh_db: str, shop: Path) -> None:
     with Running("worker", "-A", "app", dsn=fresh_db, cwd=shop) as worker:
         worker.wait_for("takes from")
@@ -55,7 +91,8 @@ def test_sigquit_writes_the_stacks_and_harms_nobody(fresh_db: str, shop: Path) -
     with Running("worker", "-A", "app", dsn=fresh_db, cwd=shop) as worker:
         worker.wait_for("takes from")
         worker.send(signal.SIGQUIT)
-        worker.wait_for("most recent call first")
+        worker.wait_for("Thread MainThread (most recent call last)")
+        worker.wait_for("Stack for <Task")
         worker.send(signal.SIGTERM)
         assert worker.ended() == 0
 
