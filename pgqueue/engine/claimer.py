@@ -14,9 +14,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 
-from pgqueue.core.outcome import Expired
 from pgqueue.db.failure import DatabaseError, is_outage
 from pgqueue.db.session import Session
 from pgqueue.engine.backoff import Backoff
@@ -32,35 +30,37 @@ BATCH = 500
 AHEAD = 3 * BATCH
 AHEAD_SECONDS = 0.5
 SMOOTHING = 0.2  # seconds after which a lane's rate is forgotten
-BUSY = 0.1  # seconds for which a queue has had work when NOTIFY is not wanted any more
+QUIET_FOR = 0.1  # seconds for which a queue has had work when NOTIFY is not wanted any more
 AGAIN = 0.005  # seconds after which to look again for what another worker may have had locked
 
 
 class Supply:
     """One lane and what the claimer knows of its queue.
 
-    hot      it may have work: claim from it as soon as there is room
-    drained  it had none when we last looked
+    promising  it may have work: claim from it as soon as there is room
+    was_empty  it had none when we last looked
+    chunk      jobs per row of `ready`, lately
+    recheck    when to look again for what another worker may have had locked
     """
 
     def __init__(self, lane: Lane) -> None:
         self.lane = lane
         self.marks = Marks()
-        self.hot = True
-        self.hot_since = time.monotonic()
+        self.promising = True
+        self.promising_since = time.monotonic()
         self.paused = False
         self.suspect = False
-        self.drained = False
-        self.chunk = 1.0  # jobs per row of `ready`, lately
-        self.empty = Backoff(first=AGAIN, cap=1.0)
+        self.was_empty = False
+        self.chunk = 1.0
+        self.recheck = Backoff(first=AGAIN, cap=1.0)
         self._rate = 0.0
         self._measured = (time.monotonic(), 0)
 
-    def heat(self) -> None:
+    def promise(self) -> None:
         """There may be work."""
-        if not self.hot:
-            self.hot = True
-            self.hot_since = time.monotonic()
+        if not self.promising:
+            self.promising = True
+            self.promising_since = time.monotonic()
 
     def room(self) -> int:
         """How many jobs it should be given now; 0 unless it is worth a claim."""
@@ -87,6 +87,9 @@ class Claimer:
     """The loop that claims.
 
     executor_of  which executor runs an attempt of a task
+    solo         the executor of jobs that may have killed a worker
+    held         every attempt that is neither reported nor given back; what is claimed is added
+    allowed      False while the worker's own lease is in doubt: nothing is claimed
     """
 
     def __init__(
@@ -114,26 +117,26 @@ class Claimer:
         self._solo = solo
         self._held = held
         self._leases = 0
-        self._in_doubt: int | None = None  # the lease of a claim that has not been answered
+        self._in_doubt: tuple[Supply, Lease] | None = None  # a claim that has not been answered
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._asleep = False
         self._stopping = asyncio.Event()
-        self._calm: frozenset[str] = frozenset()
+        self._quiet: frozenset[str] = frozenset()
         self._backoff = Backoff(cap=5.0)
-        self.allowed = True  # False while the worker's own lease is in doubt
+        self.allowed = True
 
     def wake(self, queue: str) -> None:
         """There may be work in `queue`. On the event loop's thread."""
         supply = self._supplies.get(queue)
         if supply is not None:
-            supply.heat()
+            supply.promise()
             self._wake.set()
 
     def wake_all(self) -> None:
         """There may be work anywhere. On the event loop's thread."""
         for supply in self._supplies.values():
-            supply.heat()
+            supply.promise()
         self._wake.set()
 
     def pulse(self, *, busy: Sequence[str], suspect: Sequence[str], paused: Sequence[str]) -> None:
@@ -142,11 +145,11 @@ class Claimer:
             supply.paused = queue in paused
             supply.suspect = queue in suspect
             if queue in busy:
-                supply.heat()
+                supply.promise()
         self._wake.set()
 
     def low(self) -> None:
-        """A lane has room. Called from any thread."""
+        """A lane runs low. Called from any thread."""
         if self._asleep:
             self._asleep = False
             with contextlib.suppress(RuntimeError):  # a thread that outlived the worker
@@ -163,20 +166,20 @@ class Claimer:
             self._wake.clear()
             self._asleep = True  # from here on a lane that runs low sets the event again
             claimed = await self._round()
-            self._calm = self._calm_queues()
-            gate(self._calm)
+            self._quiet = self._quiet_queues()
+            gate(self._quiet)
             if not claimed:
-                if any(self._supplies[queue].hot for queue in self._calm):
-                    self._loop.call_later(BUSY, self._wake.set)
+                if any(self._supplies[queue].promising for queue in self._quiet):
+                    self._loop.call_later(QUIET_FOR, self._wake.set)
                 await self._wake.wait()
 
-    def _calm_queues(self) -> frozenset[str]:
+    def _quiet_queues(self) -> frozenset[str]:
         """The queues without work; one that has got some stays among them for a moment, it may be soon done."""
         now = time.monotonic()
         return frozenset(
             queue
             for queue, supply in self._supplies.items()
-            if not supply.hot or (queue in self._calm and now - supply.hot_since < BUSY)
+            if not supply.promising or (queue in self._quiet and now - supply.promising_since < QUIET_FOR)
         )
 
     async def _round(self) -> bool:
@@ -192,7 +195,7 @@ class Claimer:
             try:
                 if supply.suspect:
                     claimed = await self._claim_suspect(supply) or claimed
-                if supply.hot:
+                if supply.promising:
                     claimed = await self._claim(supply, room) or claimed
                 self._backoff.reset()
             except DatabaseError as error:
@@ -202,11 +205,11 @@ class Claimer:
     async def _claim(self, supply: Supply, room: int) -> bool:
         full = supply.marks.full_is_due
         # New priorities are asked for beforehand where jobs wait anyway; one that we woke up for isn't kept waiting.
-        ask_first = full and not supply.drained
-        supply.drained = False
+        ask_first = full and not supply.was_empty
+        supply.was_empty = False
         if ask_first:
             await self._survey(supply, full=full)
-        lease = self._new_lease()
+        lease = self._new_lease(supply)
         started = time.monotonic()
         batch = await self._session.run(
             jobs.claim(
@@ -229,7 +232,7 @@ class Claimer:
         return bool(batch.marks)
 
     async def _claim_suspect(self, supply: Supply) -> bool:
-        lease = self._new_lease(solo=True)
+        lease = self._new_lease(supply, solo=True)
         batch = await self._session.run(
             jobs.claim_suspect(
                 supply.lane.queue, worker=self._worker, lease=lease.id, kinds=self._kinds, schema=self._schema
@@ -239,10 +242,11 @@ class Claimer:
         supply.suspect = bool(batch.jobs)
         return supply.suspect
 
-    def _new_lease(self, *, solo: bool = False) -> Lease:
+    def _new_lease(self, supply: Supply, *, solo: bool = False) -> Lease:
         self._leases += 1
-        self._in_doubt = self._worker << 32 | self._leases
-        return Lease(self._in_doubt, 0, solo=solo)
+        lease = Lease(self._worker << 32 | self._leases, 0, solo=solo)
+        self._in_doubt = supply, lease
+        return lease
 
     def _accept(self, supply: Supply, lease: Lease, batch: jobs.Batch) -> None:
         self._in_doubt = None
@@ -254,16 +258,15 @@ class Claimer:
         if not batch.jobs:  # only void entries: the lease holds nothing
             self._completer.release(lease)
             return
-        supply.chunk = max(1.0, len(batch.jobs) / max(1, batch.chunks))
-        now = datetime.fromtimestamp(batch.clock_us / 1e6, UTC)
+        if batch.chunks:
+            supply.chunk = max(1.0, len(batch.jobs) / batch.chunks)
         attempts = []
         for job in batch.jobs:
             task, executor = self._by_kind[job.kind]
             attempt = Attempt(job, task, supply.lane, lease, self._solo if lease.solo else executor)
-            if job.expires_at is not None and job.expires_at <= now:
-                self._completer.report(attempt, Expired())
-            else:
-                attempts.append(attempt)
+            if job.expires_at is not None:
+                attempt.expires = self._clock.monotonic(job.expires_at)
+            attempts.append(attempt)
         self._held.update(attempts)
         supply.lane.offer(attempts)
 
@@ -273,12 +276,14 @@ class Claimer:
         if discovered:
             self._wake.set()
         elif not more:
-            supply.hot = False
-            supply.drained = True
-            supply.empty.reset()
+            supply.promising = False
+            supply.was_empty = True
+            supply.recheck.reset()
         elif not found:  # another worker has it locked this instant, or the queue is paused, or our heartbeat is late
-            supply.hot = False
-            self._loop.call_later(supply.empty.next(), self.wake, supply.lane.queue)
+            supply.promising = False
+            self._loop.call_later(supply.recheck.next(), self.wake, supply.lane.queue)
+        else:
+            supply.recheck.reset()
 
     async def _survey(self, supply: Supply, *, full: bool) -> tuple[bool, bool]:
         """Have priorities turned up that were not known, and have those that were known more work for us?"""
@@ -292,7 +297,7 @@ class Claimer:
         return bool(priorities), more
 
     async def _recover(self, error: DatabaseError) -> None:
-        """A claim failed. If its answer was lost it may have been committed: then its jobs are given back."""
+        """A claim failed. If its answer was lost it may have been committed: then we ask for its jobs again."""
         if not is_outage(error):
             log.error("claiming failed, will try again: %s", str(error).strip())
         elif self._backoff.failures == 0:
@@ -300,7 +305,7 @@ class Claimer:
         await self._rest()
         while self._in_doubt is not None:
             try:
-                await self._forget(self._in_doubt)
+                await self._resolve(*self._in_doubt)
                 self._in_doubt = None
             except DatabaseError as again:
                 log.debug("still away: %s", again)
@@ -308,11 +313,12 @@ class Claimer:
                     return
                 await self._rest()
 
-    async def _forget(self, lost: int) -> None:
-        if not await self._session.run(jobs.forget(lost, worker=self._worker, schema=self._schema)):
-            entries = await self._session.run(jobs.held(lost, schema=self._schema))
-            held = [(id, claim, lost) for id, claim in entries]
-            await self._session.run(jobs.give_back(held, whole=[lost], part=[], schema=self._schema))
+    async def _resolve(self, supply: Supply, lease: Lease) -> None:
+        """Make sure that a claim doesn't take effect any more; if it has, accept what it brought."""
+        if not await self._session.run(jobs.forget(lease.id, worker=self._worker, schema=self._schema)):
+            batch = await self._session.run(jobs.held(lease.id, schema=self._schema))
+            if batch.jobs:  # else it may be the tombstone of an earlier try: that has to stay
+                self._accept(supply, lease, batch)
 
     async def _rest(self) -> None:
         """Sleep after a failure, unless it is time to stop."""

@@ -2,8 +2,8 @@
 
 Guarantees: an outcome is kept until the database has recorded it or says that the lease or claim is gone; sending one
 twice is harmless (the fence lets only the first through). One bad outcome fails itself, not its batch. A row that
-somebody's transaction holds delays only itself. Attempts that returned nothing (the many) go by `complete`, an array
-each column; all others by `settle`, as one JSON document.
+somebody's transaction holds delays only itself. Attempts that succeeded without a result (the many) go by `complete`,
+an array each column; all others by `settle`, as one JSON document.
 Never: gives up. While the database is away it holds what it has, and the claimer stops claiming.
 """
 
@@ -15,12 +15,13 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 import msgspec
 
-from pgqueue.core.outcome import NOTHING, Ended, Interrupted, Outcome, Raised, decide
+from pgqueue.core.outcome import NOTHING, Ended, Outcome, Raised, decide
 from pgqueue.core.states import State
 from pgqueue.db.failure import DatabaseError, is_outage, is_transient
 from pgqueue.db.session import Session
@@ -30,17 +31,24 @@ from pgqueue.store import jobs
 
 log = logging.getLogger("pgqueue.completer")
 
-BATCH = 1000
+BATCH = 1000  # outcomes in a statement
+BATCH_BYTES = 16 * 1024 * 1024  # of results and errors; a jsonb array of 256 MiB would be refused
 LOCKED_AGAIN = 0.1  # seconds until a row that was locked is tried again
+UNSTORABLE = "Unstorable"  # the error of an outcome that was refused
 BACKLOG = 5000  # outcomes not written yet at which no more jobs are claimed
 
 
-@dataclass(slots=True)
-class Ending:
-    """An attempt and how it ended, not written yet."""
+class Ending(NamedTuple):
+    """An attempt, and what its job becomes because of how it ended."""
 
     attempt: Attempt
-    ended: Ended
+    outcome: Outcome
+
+    @property
+    def size(self) -> int:
+        """Characters of result and error."""
+        error = self.outcome.error or {}
+        return len(self.outcome.result or "") + sum(len(text or "") for text in error.values())
 
 
 class Clock:
@@ -56,6 +64,10 @@ class Clock:
     def at(self, monotonic: float) -> int:
         """Microseconds since 1970 by the database's clock."""
         return self.offset_us + int(monotonic * 1e6)
+
+    def monotonic(self, instant: datetime) -> float:
+        """When the monotonic clock will show, or showed, that the database's clock is at `instant`."""
+        return instant.timestamp() - self.offset_us / 1e6
 
 
 class Completer:
@@ -80,22 +92,27 @@ class Completer:
         self._on_lost = on_lost
         self._on_waiting = on_waiting
         self._loop = asyncio.get_running_loop()
-        self._completed: deque[Attempt] = deque()
-        self._reported: deque[Ending] = deque()
-        self._returned: deque[Attempt] = deque()
-        self._released: list[int] = []
+        self._completed: deque[Attempt] = deque()  # these returned nothing
+        self._ended: deque[Ending] = deque()
+        self._unstarted: deque[Attempt] = deque()  # to be given back
+        self._released: list[int] = []  # leases that hold nothing
+        self._locked: list[Ending] = []  # whose row somebody has locked
         self._in_hand = 0
-        self._locked: list[tuple[Ending, Outcome]] = []
         self._wake = asyncio.Event()
         self._asleep = False
-        self._flushed = asyncio.Event()
+        self._written = asyncio.Event()
         self._backoff = Backoff(cap=5.0)
 
     @property
     def backlog(self) -> int:
         """Outcomes that are not written yet."""
-        reported = len(self._completed) + len(self._reported)
-        return reported + len(self._returned) + len(self._released) + len(self._locked) + self._in_hand
+        ended = len(self._completed) + len(self._ended) + len(self._locked)
+        return ended + len(self._unstarted) + len(self._released) + self._in_hand
+
+    @property
+    def locked(self) -> int:
+        """How many of these wait for a row that somebody has locked."""
+        return len(self._locked)
 
     def report(self, attempt: Attempt, ended: Ended) -> None:
         """An attempt has ended. Called from any thread."""
@@ -103,13 +120,13 @@ class Completer:
         if ended is NOTHING:
             self._completed.append(attempt)
         else:
-            self._reported.append(Ending(attempt, ended))
+            self._ended.append(Ending(attempt, _outcome(attempt, ended)))
         if self._asleep:
             self._rouse()
 
     def give_back(self, attempts: Iterable[Attempt]) -> None:
         """These were never started: return them to their queue. Called from any thread."""
-        self._returned.extend(attempts)
+        self._unstarted.extend(attempts)
         if self._asleep:
             self._rouse()
 
@@ -122,27 +139,21 @@ class Completer:
     async def flush(self) -> None:
         """Wait until all that was reported before is written."""
         while self.backlog:
-            self._flushed.clear()
-            self._wake.set()
-            await self._flushed.wait()
+            self._written.clear()
+            await self._written.wait()
 
     async def run(self) -> None:
         """Write until cancelled."""
         while True:
             self._asleep = True
-            if not (self._completed or self._reported or self._returned or self._released):
-                delay = LOCKED_AGAIN if self._locked else None
-                try:
-                    async with asyncio.timeout(delay):
+            if not (self._completed or self._ended or self._unstarted or self._released):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(LOCKED_AGAIN if self._locked else None):
                         await self._wake.wait()
-                except TimeoutError:
-                    pass
             self._wake.clear()
             self._asleep = False
-            self._in_hand = 1  # what is being returned, or was locked before
             await self._write()
-            self._in_hand = 0
-            self._flushed.set()
+            self._written.set()
 
     def _rouse(self) -> None:
         self._asleep = False  # one call through the loop wakes it for all that is reported meanwhile
@@ -150,17 +161,26 @@ class Completer:
             self._loop.call_soon_threadsafe(self._wake.set)
 
     async def _write(self) -> None:
-        if self._returned or self._released:
-            await self._write_returned()
+        if self._unstarted or self._released:
+            await self._give_back()
+        endings = self._next_endings()
         completed = [self._completed.popleft() for _ in range(min(BATCH, len(self._completed)))]
-        endings = [self._reported.popleft() for _ in range(min(BATCH, len(self._reported)))]
-        self._in_hand += len(completed) + len(endings)
-        pairs, self._locked = self._locked, []
-        pairs += [(ending, _outcome(ending)) for ending in endings]
-        if pairs:
-            await self._settle(pairs)
+        self._in_hand = len(endings) + len(completed)
+        if endings:
+            await self._settle(endings)
+        self._in_hand = len(completed)
         if completed:
             await self._complete(completed)
+        self._in_hand = 0
+
+    def _next_endings(self) -> list[Ending]:
+        """Those that were locked before, and as many others as a statement should carry."""
+        endings, self._locked = self._locked, []
+        size = sum(ending.size for ending in endings)
+        while self._ended and len(endings) < BATCH and size < BATCH_BYTES:
+            endings.append(self._ended.popleft())
+            size += endings[-1].size
+        return endings
 
     async def _complete(self, attempts: list[Attempt]) -> None:
         attempts.sort(key=_job_id)  # jobs are locked in this order
@@ -173,7 +193,7 @@ class Completer:
             except DatabaseError as error:
                 if is_transient(error):  # a row is locked, or two of us met in a ring: pass over what is locked
                     _reopen(attempt.lease for attempt in attempts)
-                    await self._settle([(Ending(a, NOTHING), Outcome(state=State.COMPLETED)) for a in attempts])
+                    await self._settle([Ending(attempt, Outcome(state=State.COMPLETED)) for attempt in attempts])
                     return
                 await self._wait_out(error)
         self._backoff.reset()
@@ -190,11 +210,11 @@ class Completer:
             [offset + int(attempt.finished_at * 1e6) for attempt in attempts],
         )
 
-    async def _settle(self, pairs: list[tuple[Ending, Outcome]]) -> None:
+    async def _settle(self, endings: list[Ending]) -> None:
         """Write outcomes of every kind; those whose rows are locked are kept for later."""
-        leases = [ending.attempt.lease for ending, _ in pairs]
+        leases = [ending.attempt.lease for ending in endings]
         whole, part = _close(leases)
-        statement = jobs.settle(self._document(pairs), whole=whole, part=part, schema=self._schema)
+        statement = jobs.settle(self._document(endings), whole=whole, part=part, schema=self._schema)
         while True:
             try:
                 recorded = await self._session.run(statement)
@@ -202,40 +222,43 @@ class Completer:
             except DatabaseError as error:
                 if _is_poison(error):
                     _reopen(leases)
-                    await self._isolate(pairs, error)
+                    await self._isolate(endings, error)
                     return
                 await self._wait_out(error)
         self._backoff.reset()
-        locked = [pair for pair in pairs if recorded.get(pair[0].attempt.job.id) is False]
-        _reopen(ending.attempt.lease for ending, _ in locked)
+        locked = [ending for ending in endings if recorded.get(ending.attempt.job.id) is False]
+        _reopen(ending.attempt.lease for ending in locked)
         self._locked += locked
-        lost = [ending.attempt.job.id for ending, _ in pairs if ending.attempt.job.id not in recorded]
+        lost = [ending.attempt.job.id for ending in endings if ending.attempt.job.id not in recorded]
         if lost:
             self._on_lost(lost)
-        delays = [outcome.delay or 0.0 for _, outcome in pairs if outcome.delay is not None or outcome.solo]
+        delays = [outcome.delay or 0.0 for _, outcome in endings if outcome.delay is not None or outcome.solo]
         if delays:
             self._on_waiting(min(delays))
 
-    async def _isolate(self, pairs: list[tuple[Ending, Outcome]], error: DatabaseError) -> None:
+    async def _isolate(self, endings: list[Ending], error: DatabaseError) -> None:
         """PostgreSQL refuses a value among these: find which, and let that attempt alone fail."""
-        if len(pairs) > 1:
-            half = len(pairs) // 2
-            await self._settle(pairs[:half])
-            await self._settle(pairs[half:])
+        if len(endings) > 1:
+            half = len(endings) // 2
+            await self._settle(endings[:half])
+            await self._settle(endings[half:])
             return
-        ((ending, outcome),) = pairs
+        ((attempt, outcome),) = endings
         text = f"its outcome could not be stored: {error.diag.message_primary}"
-        log.error("job %d: %s", ending.attempt.job.id, text)
+        log.error("job %d: %s", attempt.job.id, text)
         if outcome.error is None:
-            ending.ended = Raised(ValueError(text))
-            await self._settle([(ending, _outcome(ending))])
+            await self._settle([Ending(attempt, _outcome(attempt, Raised(ValueError(text))))])
+        elif outcome.error["type"] != UNSTORABLE:
+            unstorable = {"type": UNSTORABLE, "message": text, "traceback": None}
+            await self._settle([Ending(attempt, replace(outcome, error=unstorable))])
         else:
-            await self._settle([(ending, replace(outcome, error={"type": "Unstorable", "message": text}))])
+            log.critical("job %d: it stays as it is until this worker ends", attempt.job.id)
 
-    async def _write_returned(self) -> None:
-        attempts = [self._returned.popleft() for _ in range(len(self._returned))]
-        held = sorted((a.job.id, a.job.claim, a.lease.id) for a in attempts)
+    async def _give_back(self) -> None:
+        attempts = [self._unstarted.popleft() for _ in range(len(self._unstarted))]
         released, self._released = self._released, []
+        self._in_hand = len(attempts) + len(released)
+        held = sorted((a.job.id, a.job.claim, a.lease.id) for a in attempts)
         whole, part = _close(attempt.lease for attempt in attempts)
         try:
             await self._session.run(jobs.give_back(held, whole=whole + released, part=part, schema=self._schema))
@@ -244,17 +267,14 @@ class Completer:
             _reopen(attempt.lease for attempt in attempts)
             self._released += released
             if is_transient(error):  # as in `_complete`; these go to the end of their queue
-                outcomes = [Outcome(state=State.AVAILABLE, solo=attempt.lease.solo) for attempt in attempts]
-                endings = [Ending(attempt, Interrupted()) for attempt in attempts]
-                await self._settle(list(zip(endings, outcomes, strict=True)))
+                await self._settle([Ending(a, Outcome(state=State.AVAILABLE, solo=a.lease.solo)) for a in attempts])
                 return
-            self._returned.extend(attempts)
+            self._unstarted.extend(attempts)
             await self._wait_out(error)
 
-    def _document(self, pairs: Iterable[tuple[Ending, Outcome]]) -> str:
+    def _document(self, endings: Iterable[Ending]) -> str:
         rows = []
-        for ending, outcome in sorted(pairs, key=lambda pair: pair[0].attempt.job.id):
-            attempt = ending.attempt
+        for attempt, outcome in sorted(endings, key=lambda ending: ending.attempt.job.id):
             row: dict[str, object] = {
                 "id": attempt.job.id, "claim": attempt.job.claim, "lease": attempt.lease.id,
                 "state": outcome.state.value, "delay": outcome.delay, "attempt_cost": outcome.attempt_cost,
@@ -268,20 +288,23 @@ class Completer:
         return msgspec.json.encode(rows).decode()
 
     async def _wait_out(self, error: DatabaseError) -> None:
-        if not (is_outage(error) or is_transient(error)):
-            log.error("outcomes could not be written, will try again: %s", str(error).strip())
-        elif self._backoff.failures == 0 and is_outage(error):
-            log.warning(
-                "the database is away; %d outcomes are kept until it is back: %s", self.backlog, str(error).strip()
-            )
+        text = str(error).strip()
+        if is_outage(error):
+            if self._backoff.failures == 0:
+                log.warning("the database is away; %d outcomes are kept until it is back: %s", self.backlog, text)
+        elif not is_transient(error):
+            log.error("outcomes could not be written, will try again: %s", text)
+        elif self._backoff.failures == 0:
+            log.info("outcomes wait for others' locks: %s", text)
         await asyncio.sleep(self._backoff.next())
 
 
-def _outcome(ending: Ending) -> Outcome:
-    job, task = ending.attempt.job, ending.attempt.task
-    retry = task.retry if job.max_attempts is None else replace(task.retry, max_attempts=job.max_attempts)
+def _outcome(attempt: Attempt, ended: Ended) -> Outcome:
+    job, retry = attempt.job, attempt.task.retry
     try:
-        return decide(ending.ended, attempt=job.attempt, crashes=job.crashes, retry=retry)
+        if job.max_attempts is not None:
+            retry = replace(retry, max_attempts=job.max_attempts)
+        return decide(ended, attempt=job.attempt, crashes=job.crashes, retry=retry)
     except BaseException as broken:  # what a task raises may bring methods of its own, and may lack a delay or a reason
         error = ValueError(f"how it ended can't be told: {type(broken).__name__}")
         return decide(Raised(error), attempt=job.attempt, crashes=job.crashes, retry=retry)

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable
 from functools import partial
 
-from pgqueue.core.outcome import NOTHING, Asked, Ended, Interrupted, Raised, Returned, TimedOut
+from pgqueue.core.outcome import NOTHING, Asked, Ended, Expired, Interrupted, Raised, Returned, TimedOut
 from pgqueue.core.states import Verb
 from pgqueue.engine.lane import Attempt, Reason
 from pgqueue.extension import context_here
@@ -60,6 +60,8 @@ def raised(error: BaseException, attempt: Attempt) -> Ended:
             return Asked(Verb.STOP, error)
         case Reason.SHUTDOWN | Reason.LOST:
             return Interrupted()
+        case Reason.EXPIRED:
+            return Expired()
     return Raised(error, _traceback_of(error))
 
 
@@ -124,13 +126,18 @@ class AsyncExecutor:
                 context_here.reset(token)
             self._report(attempt, ended)
             upcoming = attempt.lane.next(self)
-            if attempt.reason is not None or current.cancelling() or contextvars.copy_context() != before:
+            if attempt.reason is not None or current.cancelling() or _differ(contextvars.copy_context(), before):
                 break
             count += 1
             if count % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
         if upcoming is not None:
             self._spawn(upcoming)
+
+
+def _differ(now: contextvars.Context, before: contextvars.Context) -> bool:
+    """By identity: what a user's value does when it is compared (a numpy array raises) is not to be found out here."""
+    return len(now) != len(before) or any(before.get(variable, now) is not value for variable, value in now.items())
 
 
 class ThreadExecutor:

@@ -28,6 +28,7 @@ class Reason(StrEnum):
     STOP = "stop"
     SHUTDOWN = "shutdown"
     LOST = "lost"  # the lease may be another's by now
+    EXPIRED = "expired"  # it had not started in time
 
 
 class Lease:
@@ -53,13 +54,14 @@ class Attempt:
 
     started_at    monotonic seconds; 0 while it waits in the lane
     finished_at   monotonic seconds; 0 until it has ended
+    expires       monotonic seconds after which it is not started any more
     deadline      monotonic seconds at which its time-out strikes
     reason        why it is being interrupted; None: it is not. The first reason stands
     on_interrupt  how its executor makes it end, set while it runs; called by the event loop's thread
     """
 
     __slots__ = (
-        "asked_at", "deadline", "executor", "finished_at", "job", "lane", "lease", "on_interrupt", "reason",
+        "deadline", "executor", "expires", "finished_at", "job", "lane", "lease", "on_interrupt", "reason",
         "started_at", "task",
     )  # fmt: skip
 
@@ -70,9 +72,8 @@ class Attempt:
         self.lease = lease
         self.executor = executor
         self.started_at = self.finished_at = 0.0
-        self.deadline = FOREVER
+        self.expires = self.deadline = FOREVER
         self.reason: Reason | None = None
-        self.asked_at = 0.0
         self.on_interrupt: Callable[[], object] | None = None
 
     @property
@@ -81,17 +82,20 @@ class Attempt:
         return self.job.timeout or self.task.timeout
 
     def begin(self) -> None:
-        """Its executor starts it now."""
-        self.started_at = time.monotonic()
-        timeout = self.job.timeout or self.task.timeout
+        """Its executor starts it now, unless there is a `reason` not to."""
+        now = time.monotonic()
+        if now > self.expires:
+            self.reason = Reason.EXPIRED
+            return
+        self.started_at = now
+        timeout = self.job.timeout or self.task.timeout  # as the property, which costs a call
         if timeout:
-            self.deadline = self.started_at + timeout
+            self.deadline = now + timeout
 
     def interrupt(self, reason: Reason) -> None:
         """Ask it to end. On the event loop's thread."""
         if self.reason is None:
             self.reason = reason
-            self.asked_at = time.monotonic()
             if self.on_interrupt is not None:
                 self.on_interrupt()
 

@@ -51,9 +51,9 @@ class Marks:
                 self._marks[priority] = mark
 
     def discover(self, priorities: list[int]) -> None:
-        """These priorities have work too. Too many to remember: start over with them."""
+        """These priorities (highest first) have work too. Too many to remember: start over with them."""
         if len(self._marks) + len(priorities) > MOST_PRIORITIES:
             self._marks = {}
-            priorities = priorities[-MOST_PRIORITIES:]
+            priorities = priorities[:MOST_PRIORITIES]
         known = self._marks | dict.fromkeys(priorities, LOWEST_MARK)
         self._marks = dict(sorted(known.items(), reverse=True))

@@ -226,9 +226,9 @@ class Worker:
                 await self._completer.flush()
         except TimeoutError:
             log.error(
-                "%d outcomes could not be written in time; their jobs run again when the lease is over",
-                self._completer.backlog,
-            )
+                "%d outcomes could not be written (%d wait for rows that others have locked); their jobs run again",
+                self._completer.backlog, self._completer.locked,
+            )  # fmt: skip
 
     def _return_waiting(self) -> None:
         for lane in self._lanes:
@@ -272,7 +272,7 @@ class Worker:
 
     def _told(self, what: str | None) -> None:
         """A control notification: look, and if it names a job of ours, find out about that one."""
-        if what is not None and what.isdecimal():
+        if what is not None and what.isascii() and what.isdecimal() and len(what) < 19:  # anybody may send anything
             if all(attempt.job.id != int(what) for attempt in list(self._held)):
                 return
             self._doubtful.append(int(what))

@@ -3,8 +3,8 @@
 -- name: register
 -- A new worker.
 insert into pgqueue.worker (name, host, pid, version, lease, queues, kinds)
-values (%(name)s::text, %(host)s::text, %(pid)s::integer, %(version)s::text, make_interval(secs => %(lease)s::float8), %(queues)s::text::jsonb,
-  array(select jsonb_array_elements_text(%(kinds)s::text::jsonb)))
+values (%(name)s::text, %(host)s::text, %(pid)s::integer, %(version)s::text, make_interval(secs => %(lease)s::float8),
+  %(queues)s::text::jsonb, array(select jsonb_array_elements_text(%(kinds)s::text::jsonb)))
 returning id
 
 -- name: pulse
@@ -21,7 +21,8 @@ select
   (select extract(epoch from min(due) - clock_timestamp())::float8 from pgqueue.waiting where due < 'infinity') as due_in,
   array(select q.name from unnest(%(queues)s::text[]) q (name)
     where exists (select from pgqueue.ready r where r.queue = q.name and r.kind = any(%(kinds)s::text[]))) as busy,
-  array(select distinct queue from pgqueue.suspect where queue = any(%(queues)s::text[]) and kind = any(%(kinds)s::text[])) as suspect,
+  array(select distinct queue from pgqueue.suspect
+    where queue = any(%(queues)s::text[]) and kind = any(%(kinds)s::text[])) as suspect,
   array(select name from pgqueue.queue where paused_at is not null and name = any(%(queues)s::text[])) as paused,
   (select coalesce(jsonb_object_agg(job_id, action), '{}') from pgqueue.request)::text as requests,
   array(select i.id from unnest(%(doubtful)s::bigint[]) i (id)
@@ -31,9 +32,10 @@ select
 -- Take the jobs of silent, stopped or vanished workers from them: at most 20 leases. Jobs whose rows somebody has
 -- locked (a *_tx about to commit) stay for the next sweep. The first time a job is only a suspect: whether it had
 -- started isn't known. If it was held alone, its worker died of it or with it; three times discard it.
-with dead as materialized (
+with setting as materialized (select set_config('lock_timeout', '100ms', true)),
+dead as materialized (
   select l.id, l.worker_id, l.solo, l.ids, l.claims from pgqueue.lease l
-  where not exists (select from pgqueue.worker w where w.id = l.worker_id and w.stopped_at is null
+  where (select true from setting) and not exists (select from pgqueue.worker w where w.id = l.worker_id and w.stopped_at is null
     and w.seen_at + w.lease > clock_timestamp())
   order by random() limit 20 for update of l skip locked),  -- not always the same, which may be locked for long
 open as materialized (
@@ -41,7 +43,7 @@ open as materialized (
   from dead d cross join lateral unnest(d.ids, d.claims) u (id, claim)
   join pgqueue.job j on j.id = u.id and j.claim = u.claim and case when j.status = 0 then true end),
 own as materialized (
-  select o.*, r.action from pgqueue.job j join open o on o.id = j.id and o.claim = j.claim
+  select o.*, r.action, r.reason from pgqueue.job j join open o on o.id = j.id and o.claim = j.claim
   left join pgqueue.request r on r.job_id = j.id
   where case when j.status = 0 then true end order by j.id for no key update of j skip locked),
 done as (
@@ -52,7 +54,7 @@ done as (
     finalized_at = case when o.action is not null or o.solo and j.crashes >= 2 then clock_timestamp() end
   from own o where j.id = o.id
   returning j.id, j.claim, o.claim as old_claim, j.queue, j.kind, j.status, j.attempt, j.crashes, j.unique_key,
-    o.worker_id, o.solo),
+    o.worker_id, o.solo, o.action, o.reason),
 suspected as (
   insert into pgqueue.suspect (job_id, claim, queue, kind) select id, claim, queue, kind from done where status = 0
   on conflict (job_id) do update set claim = excluded.claim),  -- a void one may be left from a race
@@ -60,13 +62,18 @@ recorded as (
   insert into pgqueue.attempt (job_id, claim, attempt, worker_id, finished_at, state, error)
   select d.id, d.old_claim, d.attempt + 1, d.worker_id, clock_timestamp(),
     (array['available', 'completed', 'cancelled', 'discarded', 'stopped'])[d.status + 1],
-    jsonb_build_object('type', 'WorkerLost', 'message', format('worker %%s stopped sending heartbeats while it held this job%%s',
-      coalesce(w.name, d.worker_id::text), case when d.solo then format(' alone (crash %%s of 3)', d.crashes) end))
+    case when d.reason is not null then jsonb_build_object('type', initcap(d.action), 'message', d.reason)
+      else jsonb_build_object('type', 'WorkerLost', 'message', format(
+        'worker %%s stopped sending heartbeats while it held this job%%s', coalesce(w.name, d.worker_id::text),
+        case when d.solo then format(' alone (crash %%s of 3)', d.crashes) end)) end
   from done d left join pgqueue.worker w on w.id = d.worker_id),
 freed as (
   delete from pgqueue.unique_key u using done d
   where d.status > 0 and d.unique_key is not null and u.kind = d.kind and u.key = d.unique_key),
-answered as (delete from pgqueue.request r using done d where d.status > 0 and r.job_id = d.id),
+answered as (  -- as in `settle`
+  delete from pgqueue.request where job_id = any (array(
+    select r.job_id from pgqueue.request r join done d on d.id = r.job_id where d.status > 0
+    for update of r skip locked))),
 counted as (
   insert into pgqueue.tally (minute, queue, kind, state, jobs, seconds, longest)
   select date_trunc('minute', clock_timestamp()), queue, kind,
@@ -85,9 +92,11 @@ select (select count(*) from done), (select count(*) from remaining) from woken
 -- name: stage
 -- Make due jobs available, at most `n`. Answers with the number that were due. By ctid: a row that changed between the
 -- snapshot and the lock has another one and is left for the next time, because its job is still seen as it was.
-with due as materialized (
+with setting as materialized (select set_config('lock_timeout', '100ms', true)),
+due as materialized (
   delete from pgqueue.waiting where ctid = any (array(
-    select ctid from pgqueue.waiting where due <= clock_timestamp() order by due limit %(n)s::integer for update skip locked))
+    select ctid from pgqueue.waiting where due <= clock_timestamp() and (select true from setting)
+    order by due limit %(n)s::integer for update skip locked))
   returning job_id, claim),
 job as (
   select j.id, j.queue, j.priority, j.kind, j.claim, pgqueue.size_of(j.args, j.metadata) as bytes
@@ -109,8 +118,8 @@ update pgqueue.worker set stopped_at = clock_timestamp(), running = 0 where id =
 -- name: revive
 -- A worker that was away and comes back: its row, if it was pruned meanwhile.
 insert into pgqueue.worker (id, name, host, pid, version, lease, queues, kinds) overriding system value
-values (%(worker)s::integer, %(name)s::text, %(host)s::text, %(pid)s::integer, %(version)s::text, make_interval(secs => %(lease)s::float8), %(queues)s::text::jsonb,
-  array(select jsonb_array_elements_text(%(kinds)s::text::jsonb)))
+values (%(worker)s::integer, %(name)s::text, %(host)s::text, %(pid)s::integer, %(version)s::text,
+  make_interval(secs => %(lease)s::float8), %(queues)s::text::jsonb, array(select jsonb_array_elements_text(%(kinds)s::text::jsonb)))
 on conflict (id) do update set seen_at = clock_timestamp(), stopped_at = null
 returning id
 
@@ -126,18 +135,21 @@ old as (
   returning *),
 folded as (
   insert into pgqueue.tally (minute, queue, kind, state, jobs, seconds, longest)
-  select case when minute < clock_timestamp() - interval '2 days' then date_trunc('hour', minute, 'UTC') else minute end as bucket,
-    queue, kind, state, sum(jobs), sum(seconds), max(longest) from old group by bucket, queue, kind, state),
+  select case when minute < clock_timestamp() - interval '2 days' then date_trunc('hour', minute, 'UTC') else minute end
+    as bucket, queue, kind, state, sum(jobs), sum(seconds), max(longest) from old group by bucket, queue, kind, state),
 gone as (
   delete from pgqueue.worker w where (select mine from turn)
     and coalesce(w.stopped_at, w.seen_at) < clock_timestamp() - interval '1 day'
     and not exists (select from pgqueue.lease l where l.worker_id = w.id)),
 tombstones as (
-  delete from pgqueue.lease where (select mine from turn) and ids = '{}' and claimed_at < clock_timestamp() - interval '10 minutes'),
+  delete from pgqueue.lease
+  where (select mine from turn) and ids = '{}' and claimed_at < clock_timestamp() - interval '10 minutes'),
 voids as (  -- of a queue with nothing in it none is left; a race may have counted one too many
   delete from pgqueue.void v where (select mine from turn)
     and not exists (select from pgqueue.ready r where r.queue = v.queue)),
 stale as (
-  delete from pgqueue.request r where (select mine from turn)
-    and not exists (select from pgqueue.job j where j.id = r.job_id and j.status = 0))
+  delete from pgqueue.request where job_id = any (array(
+    select r.job_id from pgqueue.request r where (select mine from turn)
+      and not exists (select from pgqueue.job j where j.id = r.job_id and j.status = 0)
+    for update skip locked)))
 select (select count(*) from old)

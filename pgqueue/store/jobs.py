@@ -162,18 +162,14 @@ def forget(lease: int, *, worker: int, schema: str) -> Statement[bool]:
     return Statement(queries("jobs.sql", schema)["forget"], params, lambda rows: rows[0][0] is not None)
 
 
-def held(lease: int, *, schema: str) -> Statement[list[tuple[int, int]]]:
-    """The (id, claim) of a lease's jobs; empty if there is no such lease."""
-    return Statement(queries("jobs.sql", schema)["held"], {"lease": lease}, _decode_held)
+def held(lease: int, *, schema: str) -> Statement[Batch]:
+    """The jobs of a lease, as the claim would have told; none if there is no such lease."""
+    return Statement(queries("jobs.sql", schema)["held"], {"lease": lease}, _decode_batch)
 
 
 def _decode_survey(rows: Sequence[Row]) -> tuple[list[int], bool]:
     priorities, more = rows[0]
     return priorities, more  # type: ignore[return-value]
-
-
-def _decode_held(rows: Sequence[Row]) -> list[tuple[int, int]]:
-    return [pair for row in rows for pair in zip(row[0], row[1], strict=True)]  # type: ignore[call-overload]
 
 
 def _decode_batch(rows: Sequence[Row]) -> Batch:

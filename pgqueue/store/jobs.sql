@@ -36,8 +36,8 @@ select array[id], 1, pgqueue.wake(queue) from job
 -- The ids come from what DELETE and UPDATE return, never from the locked SELECT: a chunk that changed between the
 -- snapshot and the lock would be handed out twice. Loses nothing with synchronous_commit off: a claim forgotten by a
 -- crashed server took its lease with it, so the completion finds no lease. The trailing rows (kind null)
--- are the marks, one per priority: the mark for an id, the number of chunks for a claim number, that of their ids for
--- an attempt, and the time for expires_at. (JSON comes as text because the driver decodes that in C.)
+-- are the marks, one per priority, in the columns that fit: the mark as id, the number of chunks as claim, that of their
+-- ids as attempt, the time as expires_at. (Columns of their own would cost every job; JSON is text for the same reason.)
 with setting as materialized (select set_config('synchronous_commit', 'off', true)),
 head as materialized (
   select r.place, r.seq, r.length, r.bytes
@@ -51,21 +51,22 @@ head as materialized (
     where queue = %(queue)s::text and priority = p.priority and seq > p.mark and kind = any(%(kinds)s::text[])
     order by seq limit %(chunks)s::integer for update skip locked) r
   limit %(chunks)s::integer),
-part as materialized (
+within as materialized (  -- 16 MiB of JSON
   select place, length, sum(length) over w - length as before
   from (select *, sum(bytes) over (rows unbounded preceding) - bytes as bytes_before from head) h
   where bytes_before < 16777216
   window w as (rows unbounded preceding)),
-whole as (
-  delete from pgqueue.ready where ctid = any (array(select place from part where before + length <= %(n)s::integer))
+emptied as (
+  delete from pgqueue.ready where ctid = any (array(select place from within where before + length <= %(n)s::integer))
   returning seq, priority, claim, ids[taken + 1 :] as ids),
 split as (
   update pgqueue.ready r set taken = r.taken + p.take
-  from (select place, (%(n)s::integer - before)::smallint as take from part where before < %(n)s::integer and before + length > %(n)s::integer) p
+  from (select place, (%(n)s::integer - before)::smallint as take from within
+    where before < %(n)s::integer and before + length > %(n)s::integer) p
   where r.ctid = p.place
   returning r.seq - 1 as seq, r.priority, r.claim, r.ids[r.taken - p.take + 1 : r.taken] as ids),
-taken as materialized (select * from whole union all select * from split),
-entry as materialized (select claim, unnest(ids) as id from taken),
+claimed as materialized (select * from emptied union all select * from split),
+entry as materialized (select claim, unnest(ids) as id from claimed),
 lease as (
   insert into pgqueue.lease (id, worker_id, ids, claims)
   select %(lease)s::bigint, %(worker)s::integer, array_agg(id), array_agg(claim) from entry having count(*) > 0)
@@ -77,7 +78,7 @@ where j.id = any (array(select id from entry)) and j.status = 0
 union all
 select max(seq), count(*)::integer, null, null, null, sum(cardinality(ids))::smallint, null, null, null,
   clock_timestamp(), null, priority
-from taken group by priority
+from claimed group by priority
 
 -- name: unvoid
 -- A claim passed over void entries: they are gone.
@@ -86,7 +87,7 @@ insert into pgqueue.void (queue, jobs) values (%(queue)s::text, -%(jobs)s::bigin
 -- name: claim_suspect
 -- Lease one job whose worker died, alone: if this worker dies too, it is known which job did it.
 with setting as materialized (select set_config('synchronous_commit', 'off', true)),
-taken as (
+claimed as (
   delete from pgqueue.suspect where job_id = (
     select s.job_id from pgqueue.suspect s, setting
     where s.queue = %(queue)s::text and s.kind = any(%(kinds)s::text[])
@@ -96,7 +97,7 @@ taken as (
     order by s.job_id limit 1 for update of s skip locked)
   returning job_id, claim),
 job as materialized (
-  select j.* from pgqueue.job j join taken t on t.job_id = j.id and t.claim = j.claim where j.status = 0),
+  select j.* from pgqueue.job j join claimed c on c.job_id = j.id and c.claim = j.claim where j.status = 0),
 lease as (
   insert into pgqueue.lease (id, worker_id, solo, ids, claims)
   select %(lease)s::bigint, %(worker)s::integer, true, array[id], array[claim] from job)
@@ -107,9 +108,9 @@ union all
 select null, 0, null, null, null, 0, null, null, null, clock_timestamp(), null, null from job
 
 -- name: survey
--- What is there in a queue? Priorities outside the known ones that have work (found in the gaps between these, so that
--- the dead index entries of a known priority, which pile up while an old transaction runs, are not walked), and
--- whether a known one has work for us. Locks nothing.
+-- What is there in a queue? Priorities outside the known ones that have work for us (found in the gaps between these, so
+-- that the dead index entries of a known priority, which pile up while an old transaction runs, are not walked), and
+-- whether a known one has. Locks nothing.
 with recursive gap as (
   select lower, lead(lower, 1, 32768) over (order by lower) as upper
   from (select -32769 as lower union select unnest(%(priorities)s::smallint[])) edges (lower)),
@@ -121,7 +122,12 @@ found as (
   select f.upper, r.priority from found f cross join lateral (
     select priority from pgqueue.ready where queue = %(queue)s::text and priority > f.priority and priority < f.upper
     order by priority limit 1) r)
-select array(select priority from found), exists (
+select array(
+    select f.priority from found f where exists (
+      select from pgqueue.ready r
+      where r.queue = %(queue)s::text and r.priority = f.priority and r.kind = any(%(kinds)s::text[]))
+    order by f.priority desc),
+  exists (
   select from unnest(%(priorities)s::smallint[], %(marks)s::bigint[]) p (priority, mark) cross join lateral (
     select from pgqueue.ready where queue = %(queue)s::text and priority = p.priority and seq > p.mark
       and kind = any(%(kinds)s::text[]) limit 1) r)
@@ -166,10 +172,14 @@ held as materialized (
   select id, worker_id from pgqueue.lease where id = any(%(whole)s::bigint[] || %(part)s::bigint[]) and (select true from setting) order by id
   for update),
 outcome as materialized (
-  select o.id, o.claim, o.lease, h.worker_id, o.attempt_cost, o.crash_cost, o.solo, o.error, o.result, o.delay,
-    o.started_at, o.finished_at,
+  select o.id, o.claim, o.lease, h.worker_id, o.attempt_cost, o.crash_cost, o.solo, o.result, o.delay, o.started_at,
+    o.finished_at,
     case when r.job_id is null or o.state = 'completed' then o.state
-      when r.action = 'cancel' then 'cancelled' else 'stopped' end as state
+      when r.action = 'cancel' then 'cancelled' else 'stopped' end as state,
+    case when r.job_id is null or o.state = 'completed' then o.error
+      when o.error is null or o.error ->> 'type' in ('Cancel', 'Stop') then jsonb_build_object('type', initcap(r.action),
+        'message', coalesce(r.reason, o.error ->> 'message', 'asked for while it was running'))
+      else o.error end as error
   from jsonb_to_recordset(%(outcomes)s::text::jsonb) as o (
     id bigint, claim integer, lease bigint, state text, delay double precision, attempt_cost smallint,
     crash_cost smallint, solo boolean, error jsonb, result jsonb, started_at timestamptz, finished_at timestamptz)
@@ -216,7 +226,10 @@ recorded as (
 freed as (
   delete from pgqueue.unique_key u using done d
   where d.status > 0 and d.unique_key is not null and u.kind = d.kind and u.key = d.unique_key),
-answered as (delete from pgqueue.request r using done d where d.status > 0 and r.job_id = d.id),
+answered as (  -- one that a caller is just repeating is locked; `tidy` takes it later
+  delete from pgqueue.request where job_id = any (array(
+    select r.job_id from pgqueue.request r join done d on d.id = r.job_id where d.status > 0
+    for update of r skip locked))),
 counted as (
   insert into pgqueue.tally (minute, queue, kind, state, jobs, seconds, longest)
   select date_trunc('minute', clock_timestamp()), queue, kind, state, count(*), sum(seconds), max(seconds)
@@ -259,12 +272,18 @@ select (select count(*) from done) from woken
 
 -- name: forget
 -- A claim's answer was lost: make sure its lease can't come to life. Answers true if the claim had not committed;
--- if it had, the lease exists and `held` names its jobs, to be given back.
+-- if it had, the lease exists and `held` brings its jobs.
 with tombstone as (
   insert into pgqueue.lease (id, worker_id, ids, claims) values (%(lease)s::bigint, %(worker)s::integer, '{}', '{}')
   on conflict do nothing returning true)
 select (select true from tombstone)
 
 -- name: held
--- The jobs of one lease.
-select ids, claims from pgqueue.lease where id = %(lease)s::bigint
+-- The jobs of one lease, in the shape of a claim; of marks there is just the clock.
+with held as materialized (
+  select u.id, u.claim from pgqueue.lease l, unnest(l.ids, l.claims) u (id, claim) where l.id = %(lease)s::bigint)
+select j.id, j.claim, j.kind, j.args::text, nullif(j.metadata, '{}')::text, j.attempt, j.max_attempts, j.crashes,
+  j.timeout, j.expires_at, j.tenant, j.priority
+from pgqueue.job j join held h on h.id = j.id and h.claim = j.claim where case when j.status = 0 then true end
+union all
+select null, 0, null, null, null, 0, null, null, null, clock_timestamp(), null, null

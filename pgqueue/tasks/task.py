@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack
 
 from pgqueue.core.draft import Draft, EnqueuedJob
 from pgqueue.core.retry import Retry
-from pgqueue.errors import InvalidArguments, PgqueueError
+from pgqueue.errors import InvalidArguments, InvalidJob, PgqueueError
 from pgqueue.tasks.args import ArgsCodec
 from pgqueue.tasks.door import Options, check_name, check_options, check_priority, check_timeout
 
@@ -25,6 +25,8 @@ R_co = TypeVar("R_co", covariant=True)
 C_contra = TypeVar("C_contra", contravariant=True)
 
 Executor = Literal["async", "thread", "process"]
+
+BATCH_LIMIT = 32 * 1024 * 1024  # characters; small numbers grow sixfold in PostgreSQL, whose limit is 256 MiB
 
 
 class Sender(Protocol):
@@ -201,6 +203,11 @@ class Call(Generic[P, R_co]):
                     )
             except PgqueueError as error:
                 raise type(error)(f"row {len(texts)}: {error}") from error
+        size = sum(map(len, texts))
+        if size > BATCH_LIMIT:
+            raise InvalidJob(
+                f"{len(texts)} rows: {size} characters of JSON together, the limit is {BATCH_LIMIT}; send them in parts"
+            )
         return texts
 
 

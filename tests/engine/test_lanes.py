@@ -240,6 +240,26 @@ def test_context_variables_do_not_leak_from_job_to_job(q: PgQueue, limit: int) -
         assert {message for job in done(q, *bad) for _, message in errors_of(job)} == {"0"}
 
 
+class Wicked:
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("not to be compared")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def test_a_context_variable_whose_value_can_not_be_compared_harms_nobody(q: PgQueue) -> None:
+    variable: contextvars.ContextVar[object] = contextvars.ContextVar("wicked")
+
+    @q.task
+    async def sets(n: int) -> None:
+        assert variable.get(None) is None
+        variable.set(Wicked())
+
+    jobs = sets.enqueue_many([(n,) for n in range(200)])
+    with working(q, {"default": 2}):
+        assert all(job.state is State.COMPLETED for job in done(q, *[job.id for job in jobs]))
+
+
 def test_asyncio_tasks_that_a_job_leaves_behind_run_on_without_disturbing_others(q: PgQueue) -> None:
     left: list[asyncio.Task[None]] = []
     ended = threading.Event()

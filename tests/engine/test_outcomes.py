@@ -11,6 +11,7 @@ import pytest
 
 from pgqueue import AsyncContext, Cancel, Context, Discard, PgQueue, Retry, RetryAfter, Snooze, State
 from pgqueue.context import current_context
+from pgqueue.engine import completer
 from tests.engine.kit import awaited, done, errors_of, run_alone, until, value, working
 
 ONCE = Retry(max_attempts=1)
@@ -379,6 +380,51 @@ def test_an_expired_job_is_discarded_and_does_not_run(q: PgQueue) -> None:
     assert (job.state, job.attempt) == (State.DISCARDED, 0)
     assert errors_of(job) == [("Expired", "had not started when it expired")]
     assert not ran.is_set()
+
+
+def test_large_results_are_written_in_several_statements(
+    q: PgQueue, admin: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A document over the limits of PostgreSQL would be refused for ever."""
+    monkeypatch.setattr(completer, "BATCH_BYTES", 10_000)
+
+    @q.task
+    async def large(n: int) -> str:
+        await together.wait()  # so that they all end at once
+        return "x" * 4_000
+
+    together = asyncio.Event()
+
+    @q.task(queue="other")
+    async def go() -> None:
+        together.set()
+
+    jobs = large.enqueue_many([(n,) for n in range(50)])
+    with working(q, {"default": 50, "other": 1}):
+        until(admin, "select (select count(*) from pgqueue.live_jobs where state = 'running') = 50")
+        go.enqueue()
+        assert {job.result for job in done(q, *[job.id for job in jobs])} == {"x" * 4_000}
+    assert int(str(value(admin, "select count(*) from pgqueue.tally where kind = 'large'"))) >= 50 / 3
+
+
+def test_a_forged_notification_costs_a_look_and_nothing_else(q: PgQueue, admin: psycopg.Connection) -> None:
+    running, go = threading.Event(), threading.Event()
+
+    @q.task
+    def waits() -> str:
+        running.set()
+        awaited(go)
+        return "done"
+
+    job = waits.enqueue()
+    with working(q):
+        awaited(running)
+        for channel in ("pgqueue.control", "pgqueue.ready"):
+            for payload in ("9" * 5000, "-1", "", "\u0663", "no such queue", "resume", "1e9"):
+                admin.execute("select pg_notify(%s, %s)", [channel, payload])
+        go.set()
+        assert q.result(job.id) == "done"
+        assert q.result(waits.enqueue().id) == "done"
 
 
 def test_a_job_deleted_while_it_runs_does_not_trouble_the_worker(q: PgQueue, admin: psycopg.Connection) -> None:

@@ -180,6 +180,15 @@ def test_survey_finds_unknown_priorities_and_known_work(desk: Desk) -> None:
     assert survey(-32768, -1, 0, 5, 32767, kinds=["stranger"]) == ([], False)
 
 
+def test_survey_tells_only_of_priorities_with_work_of_known_kinds(desk: Desk) -> None:
+    """Else a worker that knows none of two hundred priorities would never come to rest."""
+    for priority in range(1, 200):
+        desk.insert({"kind": "stranger", "priority": priority})
+    desk.insert({"kind": "other", "priority": 7}, {"kind": "k", "priority": 9})
+    found = desk.run(jobs.survey("default", kinds=KINDS, marks={0: LOWEST_MARK}, schema="pgqueue"))
+    assert found == ([9, 7], False)
+
+
 def test_suspects_are_claimed_alone_and_only_by_workers_that_know_their_kind(desk: Desk) -> None:
     desk.enqueue(2)
     desk.claim()

@@ -325,11 +325,12 @@ def test_a_claim_in_flight_at_the_time_its_lease_is_forgotten_fails(desk: Desk, 
     assert len(desk.claim().ids) == 3
 
 
-def test_a_lease_that_was_committed_before_it_was_forgotten_is_given_back(desk: Desk) -> None:
+def test_a_lease_that_was_committed_before_it_was_forgotten_tells_its_jobs_again(desk: Desk) -> None:
     ids = desk.enqueue(3)
     held = desk.claim()
     assert not desk.run(jobs.forget(held.lease, worker=desk.worker, schema="pgqueue"))
-    entries = desk.run(jobs.held(held.lease, schema="pgqueue"))
-    assert entries == [(id, 0) for id in ids]
+    again = desk.run(jobs.held(held.lease, schema="pgqueue"))
+    assert again.jobs == held.jobs
+    assert again.clock_us is not None
     desk.give_back(held)
     assert desk.claim().ids == ids

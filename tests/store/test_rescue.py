@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from pgqueue.core.states import Verb
-from pgqueue.store import cluster
+from pgqueue.store import cluster, control
 from tests.store.desk import Desk
 
 
@@ -101,6 +103,48 @@ def test_a_wish_is_fulfilled_however_the_attempt_ends(desk: Desk, verb: Verb, st
     assert desk.job(id).finalized_at is not None
     assert desk.tallied() == {state: 1}
     assert desk.leftovers() == {}
+
+
+@pytest.mark.parametrize("end", ["settle", "rescue"])
+def test_the_reason_of_a_wish_stays_with_the_job(desk: Desk, end: str) -> None:
+    id = desk.enqueue_one()
+    held = desk.claim()
+    assert desk.run(control.cancel([id], action=Verb.CANCEL, reason="wrong address", schema="pgqueue")) == {
+        id: "requested"
+    }
+    if end == "settle":
+        desk.settle(held, "cancelled", error={"type": "Cancel", "message": "cancelled while it was running"})
+    else:
+        desk.silence()
+        desk.rescue()
+    assert desk.value("select state from pgqueue.jobs where id = %s", id) == "cancelled"
+    errors = desk.sql("select error_type, error from pgqueue.job_attempts where job_id = %s", id)
+    assert errors == [("Cancel", "wrong address")]
+
+
+@pytest.mark.parametrize("end", ["settle", "rescue"])
+def test_a_wish_that_somebody_is_just_repeating_holds_up_nobody(
+    desk: Desk, desks: Callable[[], Desk], end: str
+) -> None:
+    ids = desk.enqueue(3)
+    held = desk.claim()
+    cancel = control.cancel(ids[:1], action=Verb.CANCEL, reason=None, schema="pgqueue")
+    desk.run(cancel)
+    other = desks()
+    other.sql("begin")
+    other.run(cancel)
+    desk.sql("set lock_timeout = '2s'")
+    if end == "settle":
+        assert desk.settle(held, "completed") == dict.fromkeys(ids, True)
+        final = "completed"
+    else:
+        desk.silence()
+        assert desk.rescue() == (3, 0)
+        final = "cancelled"
+    assert desk.state(ids[0]) == final
+    other.sql("commit")
+    desk.run(cluster.tidy(schema="pgqueue"))
+    assert desk.value("select count(*) from pgqueue.request") == 0
 
 
 def test_an_attempt_that_succeeds_all_the_same_is_completed(desk: Desk) -> None:

@@ -111,7 +111,7 @@ def run_the_rest(desk: Desk) -> None:
     assert desk.run(cluster.revive(worker, identity, schema=schema)) == worker
     desk.run(cluster.tidy(schema=schema))
     assert desk.run(jobs.forget(lease, worker=worker, schema=schema))
-    assert desk.run(jobs.held(lease, schema=schema)) == []
+    assert desk.run(jobs.held(lease, schema=schema)).jobs == []
     assert desk.run(jobs.survey("default", kinds=KINDS, marks={}, schema=schema))[0] == [0]
     assert desk.run(control.pause("default", schema=schema))
     assert desk.run(control.resume("default", schema=schema))

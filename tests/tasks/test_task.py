@@ -169,6 +169,15 @@ def test_one_wrong_row_sends_nothing_and_is_named(
     assert post.sent == []
 
 
+def test_rows_that_are_too_much_for_one_statement_send_nothing(
+    task: Task[..., dict[str, object]], post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgqueue.tasks.task.BATCH_LIMIT", 100)
+    with pytest.raises(InvalidJob, match=r"4 rows: 108 characters of JSON together, the limit is 100; send"):
+        task.enqueue_many([(1, 2)] * 4)
+    assert post.sent == []
+
+
 def test_an_unknown_option_is_refused_by_using(task: Task[..., dict[str, object]]) -> None:
     with pytest.raises(InvalidArguments, match="unknown option 'prioritty'; did you mean 'priority'"):
         task.using(prioritty=1)  # type: ignore[call-arg]
