@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pgqueue.core.states import FINAL, REQUESTED, VERBS, State, Verb
 
 CRASHES_ALLOWED = 3
+DEATHS_FORGIVEN = 10  # of workers that held other jobs too
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Entry:
     claim: int = 0
     attempt: int = 0
     crashes: int = 0
+    deaths: int = 0
     lease: int | None = None
     suspect: bool = False
     request: Verb | None = None
@@ -126,8 +128,10 @@ class Spec:
         dead = set(leases)
         held = [job for job in self.jobs.values() if job.lease in dead]
         for job in held:
-            job.crashes += job.lease in self.solo
-            gone = job.lease in self.solo and job.crashes >= CRASHES_ALLOWED
+            crashed = job.lease in self.solo and (len(held) == 1 or job.deaths > DEATHS_FORGIVEN)
+            job.deaths += 1
+            job.crashes += crashed
+            gone = crashed and job.crashes >= CRASHES_ALLOWED
             self.release(job, self.wish(job) or (State.DISCARDED if gone else State.AVAILABLE))
             job.claim += job.state in FINAL
             job.suspect = job.state == State.AVAILABLE

@@ -546,9 +546,16 @@ select name as queue, q.paused_at is not null as paused,
   coalesce(sum(l.pending), 0)::bigint as pending, coalesce(max(p.completed), 0)::bigint as completed,
   coalesce(max(p.cancelled), 0)::bigint as cancelled, coalesce(max(p.discarded), 0)::bigint as discarded,
   coalesce(max(p.stopped), 0)::bigint as stopped,
-  (select j.created_at from pgqueue.job j where j.id = (
-     select r.ids[r.taken + 1] from pgqueue.ready r where r.queue = name order by r.priority, r.seq limit 1))
-    as oldest_available_at
+  least(
+    (select j.created_at  -- the first entry that isn't void
+     from (select * from pgqueue.ready r where r.queue = name order by r.priority, r.seq) r
+     cross join lateral (
+       select j.created_at from unnest(r.ids[r.taken + 1 :]) with ordinality u (id, n)
+       cross join lateral (select * from pgqueue.job where job.id = u.id offset 0) j
+       where j.claim = r.claim and j.status = 0 order by u.n limit 1) j
+     limit 1),
+    (select min(j.created_at) from pgqueue.suspect s join pgqueue.job j on j.id = s.job_id and j.claim = s.claim
+     where s.queue = name and j.status = 0)) as oldest_available_at
 from (select queue as name from live union select queue from past union select q.name from pgqueue.queue q) names
 left join live l on l.queue = name left join past p on p.queue = name left join pgqueue.queue q using (name)
 group by name, q.paused_at;

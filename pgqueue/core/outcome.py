@@ -163,7 +163,7 @@ def describe(error: BaseException, traceback: str | None) -> dict[str, str | Non
         name = error.type
     try:
         message = str(error)
-    except Exception as broken:  # an exception whose __str__ raises is still an error to record
+    except BaseException as broken:  # an exception whose __str__ raises is still an error to record
         message = f"(its message can't be had: {type(broken).__name__})"
     return {
         "type": storable(name),

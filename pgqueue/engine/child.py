@@ -20,7 +20,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,10 +29,10 @@ from typing import Any, NamedTuple
 import msgspec
 
 from pgqueue.core.job import Claimed
-from pgqueue.core.outcome import Raised, Returned, describe
+from pgqueue.core.outcome import Raised, Returned, describe, storable
 from pgqueue.core.signals import Cancel, Discard, RetryAfter, Snooze
 from pgqueue.engine.death import mortal
-from pgqueue.engine.executors import returned
+from pgqueue.engine.executors import returned, traceback_of
 from pgqueue.engine.lane import Reason
 from pgqueue.engine.line import NULL, Ask, Boot, Failure, Hello, Line, Note, Result, Run, ToChild, encode
 from pgqueue.engine.place import Main, Place, find
@@ -193,7 +192,7 @@ class Child:
         try:
             ended = returned(contextvars.copy_context().run(self._call, run, flags))
         except BaseException as error:  # SystemExit too is the task's failure
-            ended = Raised(error, "".join(traceback.format_exception(error, limit=-50)))
+            ended = Raised(error, traceback_of(error, ours=__file__))
         finally:
             flags.close()
             self._flags = None
@@ -201,7 +200,12 @@ class Child:
             case Returned(text):
                 return Result(run.serial, msgspec.Raw(NULL if text is None else text.encode()))
             case Raised(cause, text):
-                return failure(run.serial, cause, text)
+                try:
+                    return failure(run.serial, cause, text)
+                except BaseException as broken:  # what a task raises may bring methods of its own
+                    return Failure(
+                        run.serial, "ValueError", f"how it ended can't be told: {type(broken).__name__}", text
+                    )
         raise AssertionError(ended)
 
     def _call(self, run: Run, flags: Flags) -> object:
@@ -257,13 +261,13 @@ def failure(serial: int, error: BaseException, text: str | None) -> Failure:
     replace = msgspec.structs.replace
     match error:
         case RetryAfter(delay=delay, reason=reason):
-            return replace(said, signal="RetryAfter", delay=delay.total_seconds(), reason=reason)
+            return replace(said, signal="RetryAfter", delay=delay.total_seconds(), reason=storable(str(reason)))
         case Snooze(delay=delay):
             return replace(said, signal="Snooze", delay=delay.total_seconds())
         case Cancel(reason=reason):
-            return replace(said, signal="Cancel", reason=reason)
+            return replace(said, signal="Cancel", reason=storable(str(reason)))
         case Discard(reason=reason):
-            return replace(said, signal="Discard", reason=reason)
+            return replace(said, signal="Discard", reason=storable(str(reason)))
     return said
 
 

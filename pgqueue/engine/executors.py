@@ -62,17 +62,17 @@ def raised(error: BaseException, attempt: Attempt) -> Ended:
             return Interrupted()
         case Reason.EXPIRED:
             return Expired()
-    return Raised(error, _traceback_of(error))
+    return Raised(error, traceback_of(error))
 
 
-def _traceback_of(error: BaseException) -> str:
-    """Where it was raised, from the task's own code on: our frames above that are nobody's concern."""
+def traceback_of(error: BaseException, ours: str = __file__) -> str:
+    """Where it was raised, from the task's own code on: frames of the file `ours` above that are nobody's concern."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+    while trace is not None and trace.tb_frame.f_code.co_filename == ours:
         trace = trace.tb_next
     try:
         return "".join(traceback.format_exception(type(error), error, trace, limit=-50))
-    except Exception as broken:  # an exception may bring methods of its own
+    except BaseException as broken:  # an exception may bring methods of its own
         return f"(its traceback can't be had: {type(broken).__name__})"
 
 
@@ -186,7 +186,10 @@ class ThreadExecutor:
             while upcoming is not None:
                 attempt = upcoming
                 attempt.begin()
-                ended = contextvars.copy_context().run(self._run_one, attempt)
+                try:
+                    ended = contextvars.copy_context().run(self._run_one, attempt)
+                except BaseException as error:  # no attempt takes its thread and its slot along
+                    ended = Raised(error, traceback_of(error))
                 self._report(attempt, ended)
                 upcoming = attempt.lane.next(self)
             with self._lock:

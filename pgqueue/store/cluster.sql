@@ -31,7 +31,8 @@ select
 -- name: rescue
 -- Take the jobs of silent, stopped or vanished workers from them: at most 20 leases. Jobs whose rows somebody has
 -- locked (a *_tx about to commit) stay for the next sweep. The first time a job is only a suspect: whether it had
--- started isn't known. If it was held alone, its worker died of it or with it; three times discard it.
+-- started isn't known. If it was the only job that its worker held, the worker died of it; three such crashes discard
+-- it. Beside others anyone may be at fault: that counts only after ten deaths.
 with setting as materialized (select set_config('lock_timeout', '100ms', true)),
 dead as materialized (
   select l.id, l.worker_id, l.solo, l.ids, l.claims from pgqueue.lease l
@@ -39,7 +40,10 @@ dead as materialized (
     and w.seen_at + w.lease > clock_timestamp())
   order by random() limit 20 for update of l skip locked),  -- not always the same, which may be locked for long
 open as materialized (
-  select d.id as lease, d.worker_id, d.solo, j.id, j.claim
+  select d.id as lease, d.worker_id, j.id, j.claim, d.solo and (
+      count(*) over (partition by d.worker_id) = 1
+      or (select count(*) from pgqueue.attempt a where a.job_id = j.id and a.error ->> 'type' = 'WorkerLost') > 10)
+    as crashed
   from dead d cross join lateral unnest(d.ids, d.claims) u (id, claim)
   join pgqueue.job j on j.id = u.id and j.claim = u.claim and case when j.status = 0 then true end),
 own as materialized (
@@ -48,13 +52,13 @@ own as materialized (
   where case when j.status = 0 then true end order by j.id for no key update of j skip locked),
 done as (
   update pgqueue.job j
-  set claim = j.claim + 1, crashes = j.crashes + o.solo::integer, worker_id = o.worker_id,
+  set claim = j.claim + 1, crashes = j.crashes + o.crashed::integer, worker_id = o.worker_id,
     status = case when o.action = 'cancel' then 2 when o.action = 'stop' then 4
-      when o.solo and j.crashes >= 2 then 3 else 0 end,
-    finalized_at = case when o.action is not null or o.solo and j.crashes >= 2 then clock_timestamp() end
+      when o.crashed and j.crashes >= 2 then 3 else 0 end,
+    finalized_at = case when o.action is not null or o.crashed and j.crashes >= 2 then clock_timestamp() end
   from own o where j.id = o.id
   returning j.id, j.claim, o.claim as old_claim, j.queue, j.kind, j.status, j.attempt, j.crashes, j.unique_key,
-    o.worker_id, o.solo, o.action, o.reason),
+    o.worker_id, o.crashed, o.action, o.reason),
 suspected as (
   insert into pgqueue.suspect (job_id, claim, queue, kind) select id, claim, queue, kind from done where status = 0
   on conflict (job_id) do update set claim = excluded.claim),  -- a void one may be left from a race
@@ -65,7 +69,7 @@ recorded as (
     case when d.reason is not null then jsonb_build_object('type', initcap(d.action), 'message', d.reason)
       else jsonb_build_object('type', 'WorkerLost', 'message', format(
         'worker %%s stopped sending heartbeats while it held this job%%s', coalesce(w.name, d.worker_id::text),
-        case when d.solo then format(' alone (crash %%s of 3)', d.crashes) end)) end
+        case when d.crashed then format(' (crash %%s of 3)', d.crashes) end)) end
   from done d left join pgqueue.worker w on w.id = d.worker_id),
 freed as (
   delete from pgqueue.unique_key u using done d
@@ -144,9 +148,16 @@ gone as (
 tombstones as (
   delete from pgqueue.lease
   where (select mine from turn) and ids = '{}' and claimed_at < clock_timestamp() - interval '10 minutes'),
-voids as (  -- of a queue with nothing in it none is left; a race may have counted one too many
-  delete from pgqueue.void v where (select mine from turn)
-    and not exists (select from pgqueue.ready r where r.queue = v.queue)),
+recounted as materialized (  -- a cancel that met a claim has counted one too many; of long queues the sums will do
+  select v.queue, (
+    select count(*) from pgqueue.ready r cross join unnest(r.ids[r.taken + 1 :]) u (id)
+    where r.queue = v.queue
+      and not exists (select from pgqueue.job j where j.id = u.id and j.claim = r.claim and j.status = 0)) as jobs
+  from (select distinct queue from pgqueue.void where (select mine from turn)) v
+  where (select count(*) from (select from pgqueue.ready r where r.queue = v.queue limit 1001) r) <= 1000
+  limit 20),
+miscounted as (delete from pgqueue.void where queue in (select queue from recounted)),
+voids as (insert into pgqueue.void (queue, jobs) select queue, jobs from recounted where jobs > 0),
 stale as (
   delete from pgqueue.request where job_id = any (array(
     select r.job_id from pgqueue.request r where (select mine from turn)

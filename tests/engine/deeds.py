@@ -77,6 +77,8 @@ STEERING = {
     "a snooze": Snooze(90),
     "a cancel": Cancel("not wanted"),
     "a discard": Discard("no use"),
+    "a discard with half a file name": Discard("no such file: caf\udce9\0.txt"),
+    "a cancel with a number": Cancel(404),  # type: ignore[arg-type]
     "a retry": RetryAfter(7, "busy"),
     "a retry of its own kind": LaterThen(8, "busy"),
     "an exit": SystemExit(3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from datetime import UTC, datetime, timedelta
 
@@ -425,6 +426,59 @@ def test_a_forged_notification_costs_a_look_and_nothing_else(q: PgQueue, admin: 
         go.set()
         assert q.result(job.id) == "done"
         assert q.result(waits.enqueue().id) == "done"
+
+
+def test_an_exit_in_a_sub_task_of_a_coroutine_is_the_coroutines_failure(q: PgQueue) -> None:
+    """asyncio lets it through to whoever runs the event loop."""
+
+    @q.task(retry=ONCE)
+    async def leaves() -> None:
+        async def part() -> None:
+            sys.exit(5)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(part())
+
+    @q.task(retry=ONCE)
+    async def stops() -> str:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0)
+        return "went on"
+
+    left, stopped = leaves.enqueue(), stops.enqueue()
+    with working(q):
+        assert errors_of(done(q, left.id)[0]) == [("SystemExit", "5")]
+        assert q.result(stopped.id) == "went on"
+        assert q.result(stops.enqueue().id) == "went on"
+
+
+class Evasive(Exception):
+    @property
+    def __notes__(self) -> list[str]:  # type: ignore[override]  # traceback asks for it
+        raise SystemExit
+
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("executor", ["async", "thread"])
+def test_an_exception_that_can_not_be_told_still_ends_its_attempt(q: PgQueue, executor: str) -> None:
+    if executor == "async":
+
+        @q.task(name="evades", retry=ONCE)
+        async def aevades() -> None:
+            raise Evasive
+    else:
+
+        @q.task(name="evades", retry=ONCE)
+        def evades() -> None:
+            raise Evasive
+
+    job = run_alone(q, q.enqueue("evades").id)
+    assert job.state is State.DISCARDED
+    assert "Evasive" in str(job.errors[0]["type"])
+    assert job.errors[0]["message"] == "(its message can't be had: KeyboardInterrupt)"
+    assert job.errors[0]["traceback"] == "(its traceback can't be had: SystemExit)"
 
 
 def test_a_job_deleted_while_it_runs_does_not_trouble_the_worker(q: PgQueue, admin: psycopg.Connection) -> None:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import pytest
 from pytest_postgresql.executors.noop import NoopExecutor
 
-from pgqueue.core.states import Verb
+from pgqueue.core.states import LIVE, State, Verb
 from pgqueue.db.placeholders import numbered
 from pgqueue.store import cluster, control, jobs
 from pgqueue.store.statement import Statement
@@ -153,6 +153,17 @@ def test_endings_look_jobs_up(desk: Desk, mode: str, size: int) -> None:
         found = plan(desk, statement, mode)
         assert "job_pkey" in indexes(found)
         assert "job" not in sequential(found), statement.sql[:60]
+
+
+@pytest.mark.parametrize("mode", [CUSTOM, GENERIC])
+@pytest.mark.parametrize("state", sorted(LIVE))
+def test_live_jobs_by_filter_are_looked_up_one_by_one(desk: Desk, mode: str, state: State) -> None:
+    statement = control.match(control.Filter(state=state, queue="default"), limit=10, before=None, schema="pgqueue")
+    found = plan(desk, statement, mode)
+    assert "job_pkey" in indexes(found)
+    assert "job" not in sequential(found)
+    inner = {join["Plans"][1]["Node Type"] for join in nodes(found) if "Join" in str(join["Node Type"])}
+    assert inner == set(), "only nested loops, whatever the statistics"
 
 
 def test_rescue_looks_jobs_up(desk: Desk) -> None:

@@ -54,10 +54,25 @@ def test_a_crash_that_was_suffered_alone_counts_and_the_third_discards_with_the_
         assert desk.job(id).crashes == crash
     job = desk.job(id)
     assert (job.state, job.attempt) == ("discarded", 0)
-    assert "alone (crash 3 of 3)" in str(job.errors[-1]["message"])
+    assert "(crash 3 of 3)" in str(job.errors[-1]["message"])
     assert job.finalized_at is not None
     assert desk.tallied() == {"discarded": 1}
     assert desk.leftovers() == {}, "its unique key is free as well"
+
+
+def test_a_death_beside_others_is_not_held_against_a_job_until_it_has_met_ten(desk: Desk) -> None:
+    ids = desk.enqueue(2)
+    desk.claim()
+    desk.die()
+    for death in range(1, 13):
+        assert sorted([*desk.claim_suspect().ids, *desk.claim_suspect().ids]) == ids
+        assert desk.die() == (2, 0)
+        assert {desk.job(id).crashes for id in ids} == {max(0, death - 10)}, death
+    assert {desk.state(id) for id in ids} == {"available"}
+    desk.claim_suspect()
+    desk.claim_suspect()
+    desk.die()
+    assert {desk.state(id) for id in ids} == {"discarded"}
 
 
 def test_a_suspect_that_survives_is_an_ordinary_job_again(desk: Desk) -> None:

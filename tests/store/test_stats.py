@@ -148,6 +148,33 @@ def test_workers_in_different_time_zones_fold_into_the_same_hours(desk: Desk, de
     assert desk.sql("select minute from pgqueue.tally order by 1") == folded
 
 
+def test_the_oldest_available_job_is_one_that_can_be_claimed(desk: Desk) -> None:
+    ids = desk.enqueue(120)
+    desk.sql("update pgqueue.job set created_at = timestamptz '2020-01-01Z' + id * interval '1 second'")
+    for verb, gone in ((Verb.CANCEL, ids[0]), (Verb.DELETE, ids[1]), (Verb.RESCHEDULE, ids[2])):
+        desk.ask(verb, gone)
+    oldest = "select extract(epoch from oldest_available_at - timestamptz '2020-01-01Z')::int from pgqueue.queue_stats"
+    assert desk.value(oldest) == ids[3]
+    desk.apply(Verb.CANCEL, *ids[3:119])
+    assert desk.value(oldest) == ids[119]
+    desk.claim()
+    desk.die()
+    assert desk.value(oldest) == ids[119], "suspects can be claimed too"
+    desk.claim_suspect()
+    assert desk.value(oldest) is None
+
+
+def test_tidy_corrects_a_count_of_void_entries_that_a_race_got_wrong(desk: Desk) -> None:
+    ids = desk.enqueue(5)
+    desk.ask(Verb.CANCEL, ids[0])
+    desk.sql("insert into pgqueue.void (queue, jobs) values ('default', 3), ('gone', 7)")
+    available = "select available from pgqueue.queue_stats where queue = 'default'"
+    assert desk.value(available) == 1
+    desk.run(cluster.tidy(schema=desk.schema))
+    assert desk.value(available) == 4
+    assert desk.sql("select queue, jobs from pgqueue.void") == [("default", 1)]
+
+
 def test_tidy_forgets_what_nobody_can_need(desk: Desk) -> None:
     gone, holding, here = desk.register("gone"), desk.register("holding"), desk.worker
     desk.enqueue()
