@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol, runtime_checkable
 
 from pgqueue.context import AsyncContext, BaseContext, Context, Interrupt, RunningJob, read_metadata
 from pgqueue.core.job import Claimed
-from pgqueue.db.connect import is_outage, resolve_dsn
+from pgqueue.db.connect import is_outage, resolve_dsn, way_around
 from pgqueue.db.failure import DatabaseError
-from pgqueue.db.pool import AsyncPool, Pool
+from pgqueue.db.pool import AsyncPool, Pool, PoolOptions
 from pgqueue.db.schema import gate, installed_version
 from pgqueue.db.session import Session
 from pgqueue.engine.child import ChildJob, Flags
@@ -51,15 +52,16 @@ class Parts:
 
     def direct_dsn(self) -> str | None:
         """Where to LISTEN; None behind a pooler without a way around it."""
-        if self.given_direct_dsn is not None:
-            return resolve_dsn(self.given_direct_dsn)
+        direct_dsn = way_around(self.given_dsn, self.given_direct_dsn)
+        if direct_dsn:
+            return resolve_dsn(direct_dsn)
         return None if self.pooled else self.dsn()
 
 
 async def assemble(parts: Parts, options: WorkerOptions) -> Worker:
     """A worker of these parts, in this event loop. Its database may be away, but not of the wrong version.
 
-    raises  ConfigError without tasks, SchemaMismatch
+    raises  ConfigError without tasks, or behind a pooler that was not named; SchemaMismatch
     """
     tasks = {task.name: task for task in parts.tasks}
     if not tasks:
@@ -91,7 +93,7 @@ def context_of(attempt: Attempt, parts: Pools) -> BaseContext:
 def child_context(child: ChildJob, flags: Flags) -> BaseContext:
     """The context of an attempt in a process of its own, made there."""
     sender: object = child.sender  # the task's own queue object in that process
-    pools = sender if isinstance(sender, Pools) else _pools(str(child.settings["dsn"]))
+    pools = sender if isinstance(sender, Pools) else _pools_of(child.settings)
     return _context(child.job, child.queue, flags, pools, is_async=child.is_async)
 
 
@@ -116,7 +118,12 @@ class _OwnPools:
     apool: AsyncPool
 
 
-@cache
-def _pools(dsn: str) -> Pools:
+def _pools_of(settings: Mapping[str, object]) -> Pools:
     """Pools for a process whose task belongs to no queue object there."""
-    return _OwnPools(Pool(dsn), AsyncPool(dsn))
+    return _pools(str(settings["dsn"]), bool(settings["pooled"]))
+
+
+@cache
+def _pools(dsn: str, pooled: bool) -> Pools:
+    options = PoolOptions(pooled=pooled)
+    return _OwnPools(Pool(dsn, options=options), AsyncPool(dsn, options=options))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, overload
 
@@ -20,14 +20,13 @@ from pgqueue.core.job import Job
 from pgqueue.core.retry import Retry
 from pgqueue.core.states import FINAL, State, Verb
 from pgqueue.db.adapt import arun, run
-from pgqueue.db.connect import resolve_dsn
 from pgqueue.db.pool import AsyncPool, Pool, PoolOptions
 from pgqueue.errors import InvalidJob, JobFailed, JobNotFound, WaitTimeout
 from pgqueue.selection import FilterOptions, Selection, make_filter, rescheduling
 from pgqueue.store import control, jobs
 from pgqueue.store.control import QueueStats, WorkerInfo
 from pgqueue.store.statement import SCHEMA, Statement, check_schema
-from pgqueue.tasks.door import Options, check_name, check_priority
+from pgqueue.tasks.door import Options, check_delay, check_id, check_name, check_priority, check_reason
 from pgqueue.tasks.json_text import encode_object
 from pgqueue.tasks.registry import Registry
 from pgqueue.tasks.task import ContextTask, Executor, Task, apply_options, draft_by_name
@@ -45,7 +44,8 @@ class PgQueue:
     dsn         where: a DSN or URL; None: PGQUEUE_DSN, DATABASE_URL or libpq's PG* variables
     schema      the schema that `pgqueue migrate` made
     pooled      there is a PgBouncer in transaction mode behind `dsn`: nothing is prepared, no session state is used
-    direct_dsn  a way around the pooler, for LISTEN and migrations
+    direct_dsn  a way around the pooler, for LISTEN and migrations; None: PGQUEUE_DIRECT_DSN, for LISTEN, if `dsn` is
+                None too
     pool_size   connections at most, for verbs without `conn`
     raises      ConfigError for a malformed DSN at the first use; ValueError for a schema name that can't be
     """
@@ -156,11 +156,11 @@ class PgQueue:
 
     def job(self, id: int, *, conn: object | None = None) -> Job:
         """One job. Raises JobNotFound."""
-        return _only(self._run(control.get([id], schema=self.schema), conn), id)
+        return _only(self._run(control.get([check_id(id)], schema=self.schema), conn), id)
 
     async def ajob(self, id: int, *, conn: object | None = None) -> Job:
         """One job. Raises JobNotFound."""
-        return _only(await self._arun(control.get([id], schema=self.schema), conn), id)
+        return _only(await self._arun(control.get([check_id(id)], schema=self.schema), conn), id)
 
     def jobs(
         self,
@@ -189,56 +189,79 @@ class PgQueue:
     # Control ------------------------------------------------------------------------------------------------------
 
     def cancel(self, id: int, *, reason: str | None = None, conn: object | None = None) -> str:
-        """End a job: `cancelled`; `requested` if it is running; `already <state>` if it is final; `not found`."""
-        return self._run(control.cancel([id], action=Verb.CANCEL, reason=reason, schema=self.schema), conn)[id]
+        """End a job: `cancelled`; `requested` if it is running; `already <state>` if it is final; or `not found`."""
+        return self._run(_ending(id, Verb.CANCEL, reason, self.schema), conn)[id]
 
     async def acancel(self, id: int, *, reason: str | None = None, conn: object | None = None) -> str:
-        """End a job: `cancelled`; `requested` if it is running; `already <state>` if it is final; `not found`."""
-        return (await self._arun(control.cancel([id], action=Verb.CANCEL, reason=reason, schema=self.schema), conn))[id]
+        """End a job: `cancelled`; `requested` if it is running; `already <state>` if it is final; or `not found`."""
+        return (
+            await self._arun(
+                _ending(id, Verb.CANCEL, reason, self.schema),
+                conn,
+            )
+        )[id]
 
     def stop(self, id: int, *, reason: str | None = None, conn: object | None = None) -> str:
         """Park a job, to be resumed by `retry`: `stopped`, `requested`, `already <state>` or `not found`."""
-        return self._run(control.cancel([id], action=Verb.STOP, reason=reason, schema=self.schema), conn)[id]
+        return self._run(_ending(id, Verb.STOP, reason, self.schema), conn)[id]
 
     async def astop(self, id: int, *, reason: str | None = None, conn: object | None = None) -> str:
         """Park a job, to be resumed by `retry`: `stopped`, `requested`, `already <state>` or `not found`."""
-        return (await self._arun(control.cancel([id], action=Verb.STOP, reason=reason, schema=self.schema), conn))[id]
+        return (await self._arun(_ending(id, Verb.STOP, reason, self.schema), conn))[id]
 
     def retry(self, id: int, *, restart: bool = False, conn: object | None = None) -> str:
-        """Make a job that is final or waits for a time `available` now; `restart` drops its checkpoint."""
-        return self._run(control.retry([id], restart=restart, schema=self.schema), conn)[id]
+        """Make a job that is final or waits for a time `available` now; `restart` drops its checkpoint.
+
+        Or else: `already <state>`, `blocked by a live job with the same unique key`, `not found`.
+        """
+        return self._run(control.retry([check_id(id)], restart=restart, schema=self.schema), conn)[id]
 
     async def aretry(self, id: int, *, restart: bool = False, conn: object | None = None) -> str:
-        """Make a job that is final or waits for a time `available` now; `restart` drops its checkpoint."""
-        return (await self._arun(control.retry([id], restart=restart, schema=self.schema), conn))[id]
+        """Make a job that is final or waits for a time `available` now; `restart` drops its checkpoint.
+
+        Or else: `already <state>`, `blocked by a live job with the same unique key`, `not found`.
+        """
+        return (await self._arun(control.retry([check_id(id)], restart=restart, schema=self.schema), conn))[id]
 
     def reschedule(
         self, id: int, *, at: datetime | None = None, delay: timedelta | float | None = None, conn: object | None = None
     ) -> str:
-        """Let a waiting job run at another time (aware datetime, or delay): its state, or `already <state>`."""
-        return self._run(rescheduling(at, delay, self.schema)([id]), conn)[id]
+        """Let a waiting job run at another time (aware datetime, or delay).
+
+        Answers with its state then, `already <state>` if it does not wait, or `not found`.
+        """
+        return self._run(rescheduling(at, delay, self.schema)([check_id(id)]), conn)[id]
 
     async def areschedule(
         self, id: int, *, at: datetime | None = None, delay: timedelta | float | None = None, conn: object | None = None
     ) -> str:
-        """Let a waiting job run at another time (aware datetime, or delay): its state, or `already <state>`."""
-        return (await self._arun(rescheduling(at, delay, self.schema)([id]), conn))[id]
+        """Let a waiting job run at another time (aware datetime, or delay).
+
+        Answers with its state then, `already <state>` if it does not wait, or `not found`.
+        """
+        return (await self._arun(rescheduling(at, delay, self.schema)([check_id(id)]), conn))[id]
 
     def set_priority(self, id: int, priority: int, *, conn: object | None = None) -> str:
-        """Give a waiting job another priority: its state, or `already <state>`."""
+        """Give a waiting job another priority: its state, `already <state>` if it does not wait, or `not found`."""
         return self._run(_prioritised(id, priority, self.schema), conn)[id]
 
     async def aset_priority(self, id: int, priority: int, *, conn: object | None = None) -> str:
-        """Give a waiting job another priority: its state, or `already <state>`."""
+        """Give a waiting job another priority: its state, `already <state>` if it does not wait, or `not found`."""
         return (await self._arun(_prioritised(id, priority, self.schema), conn))[id]
 
     def delete(self, id: int, *, conn: object | None = None) -> str:
-        """Remove a job that is not running, with its history: `deleted`, `already running` or `not found`."""
-        return self._run(control.delete([id], schema=self.schema), conn)[id]
+        """Remove a job that is not running, with its history: `deleted`, `already running` or `not found`.
+
+        `already <state>` if it changed to that at this moment: it is still there.
+        """
+        return self._run(control.delete([check_id(id)], schema=self.schema), conn)[id]
 
     async def adelete(self, id: int, *, conn: object | None = None) -> str:
-        """Remove a job that is not running, with its history: `deleted`, `already running` or `not found`."""
-        return (await self._arun(control.delete([id], schema=self.schema), conn))[id]
+        """Remove a job that is not running, with its history: `deleted`, `already running` or `not found`.
+
+        `already <state>` if it changed to that at this moment: it is still there.
+        """
+        return (await self._arun(control.delete([check_id(id)], schema=self.schema), conn))[id]
 
     def where(self, **filter: Unpack[FilterOptions]) -> Selection:
         """The jobs that fit, for a verb on all of them: `q.where(kind="mail", state="discarded").retry()`."""
@@ -279,48 +302,72 @@ class PgQueue:
         return await self._arun(control.workers(schema=self.schema), conn)
 
     def stats(self, *, conn: object | None = None) -> dict[str, int]:
-        """How many jobs there are in each state, over all queues."""
+        """What waits and runs now, by state, over all queues; of final states the outcomes since the beginning.
+
+        A job that was retried counts again with each outcome, and one that was deleted still.
+        """
         return self._run(control.stats(schema=self.schema), conn)
 
     async def astats(self, *, conn: object | None = None) -> dict[str, int]:
-        """How many jobs there are in each state, over all queues."""
+        """What waits and runs now, by state, over all queues; of final states the outcomes since the beginning.
+
+        A job that was retried counts again with each outcome, and one that was deleted still.
+        """
         return await self._arun(control.stats(schema=self.schema), conn)
 
     # Wait ---------------------------------------------------------------------------------------------------------
 
-    def wait(self, id: int, timeout: float = 30.0) -> Job:
-        """The job once it is final. Raises WaitTimeout after `timeout` seconds, JobNotFound."""
+    def wait(self, id: int, timeout: timedelta | float = 30.0, *, conn: object | None = None) -> Job:
+        """The job once it is final; `timeout` is a timedelta or seconds, and the job is looked at once more at its end.
+
+        conn    sees what others commit only outside a transaction or in one that is READ COMMITTED
+        raises  WaitTimeout, JobNotFound; InvalidJob for a time-out that can't be
+        """
         for pause in _pauses(id, timeout):
-            job = self.job(id)
+            job = self.job(id, conn=conn)
             if job.state in FINAL:
                 return job
             time.sleep(pause)
         raise AssertionError("unreachable")
 
-    async def await_(self, id: int, timeout: float = 30.0) -> Job:
-        """The job once it is final. Raises WaitTimeout after `timeout` seconds, JobNotFound."""
+    async def await_(self, id: int, timeout: timedelta | float = 30.0, *, conn: object | None = None) -> Job:
+        """The job once it is final; `timeout` is a timedelta or seconds, and the job is looked at once more at its end.
+
+        conn    sees what others commit only outside a transaction or in one that is READ COMMITTED
+        raises  WaitTimeout, JobNotFound; InvalidJob for a time-out that can't be
+        """
         for pause in _pauses(id, timeout):
-            job = await self.ajob(id)
+            job = await self.ajob(id, conn=conn)
             if job.state in FINAL:
                 return job
             await asyncio.sleep(pause)
         raise AssertionError("unreachable")
 
-    def result(self, id: int, timeout: float = 30.0) -> object:
-        """What the job returned, once it has. Raises JobFailed if it ended otherwise, WaitTimeout, JobNotFound."""
-        return _result(self.wait(id, timeout))
+    def result(self, id: int, timeout: timedelta | float = 30.0, *, conn: object | None = None) -> object:
+        """What the job returned, once it has. Otherwise as `wait`.
 
-    async def aresult(self, id: int, timeout: float = 30.0) -> object:
-        """What the job returned, once it has. Raises JobFailed if it ended otherwise, WaitTimeout, JobNotFound."""
-        return _result(await self.await_(id, timeout))
+        raises  JobFailed if it ended without a result, WaitTimeout, JobNotFound; InvalidJob
+        """
+        return _result(self.wait(id, timeout, conn=conn))
+
+    async def aresult(self, id: int, timeout: timedelta | float = 30.0, *, conn: object | None = None) -> object:
+        """What the job returned, once it has. Otherwise as `wait`.
+
+        raises  JobFailed if it ended without a result, WaitTimeout, JobNotFound; InvalidJob
+        """
+        return _result(await self.await_(id, timeout, conn=conn))
 
     # The rest -----------------------------------------------------------------------------------------------------
 
     def migrate(self, target: str = "head") -> str | None:
-        """Bring the database's schema to `target`; returns its version. Safe to call from many processes at once."""
-        from pgqueue.db.schema import migrate  # Alembic takes two seconds to import
+        """Bring the database's schema to `target`; returns its version. Safe to call from many processes at once.
 
-        return migrate(resolve_dsn(self.direct_dsn or self.dsn), schema=self.schema, target=target)
+        raises  ConfigError if there is a pooler in between and no `direct_dsn`
+        """
+        from pgqueue.db.schema import direct_dsn, migrate  # Alembic takes two seconds to import
+
+        dsn = direct_dsn(self.dsn, self.direct_dsn, pooled=self.pooled)
+        return migrate(dsn, schema=self.schema, target=target)
 
     def worker(
         self, queues: Mapping[str, int] | Sequence[str] | str = "default", **options: Unpack[WorkerSettings]
@@ -359,19 +406,27 @@ def _only(found: list[Job], id: int) -> Job:
     return found[0]
 
 
+def _ending(id: int, verb: Verb, reason: str | None, schema: str) -> Statement[dict[int, str]]:
+    return control.cancel([check_id(id)], action=verb, reason=check_reason(reason), schema=schema)
+
+
 def _prioritised(id: int, priority: int, schema: str) -> Statement[dict[int, str]]:
-    return control.set_priority([id], priority=check_priority(priority), schema=schema)
+    return control.set_priority([check_id(id)], priority=check_priority(priority), schema=schema)
 
 
-def _pauses(id: int, timeout: float) -> Iterable[float]:
-    """5 ms, doubling to 250 ms; raises WaitTimeout when the time is over."""
-    deadline = time.monotonic() + timeout
+def _pauses(id: int, timeout: timedelta | float) -> Iterator[float]:
+    """How long to pause after each look: 5 ms, doubling to 250 ms, never beyond the end of the time.
+
+    raises  WaitTimeout after the look that follows the end; InvalidJob before the first one
+    """
+    seconds = check_delay(timeout, "timeout")
+    deadline = time.monotonic() + seconds
     pause = 0.005
-    while True:
-        yield pause
-        if time.monotonic() > deadline:
-            raise WaitTimeout(f"job {id} was not final after {timeout:g} s")
+    while (left := deadline - time.monotonic()) > 0:
+        yield min(pause, left)
         pause = min(0.25, pause * 2)
+    yield 0.0
+    raise WaitTimeout(f"job {id} was not final after {seconds:g} s")
 
 
 def _result(job: Job) -> object:

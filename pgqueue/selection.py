@@ -16,7 +16,16 @@ from pgqueue.errors import InvalidArguments, InvalidJob
 from pgqueue.store import control
 from pgqueue.store.control import Filter
 from pgqueue.store.statement import Statement
-from pgqueue.tasks.door import check_delay, check_instant, check_name, check_priority, nearest
+from pgqueue.tasks.door import (
+    check_delay,
+    check_instant,
+    check_name,
+    check_priority,
+    check_reason,
+    check_tag,
+    check_tenant,
+    nearest,
+)
 
 T = TypeVar("T")
 PAGE = 1000
@@ -46,12 +55,13 @@ def make_filter(options: FilterOptions) -> Filter:
     if state is not None and state not in State.__members__.values():
         raise InvalidArguments(f"unknown state {state!r}{nearest(str(state), [known.value for known in State])}")
     kind, queue, since, until = options.get("kind"), options.get("queue"), options.get("since"), options.get("until")
+    tenant, tag = options.get("tenant"), options.get("tag")
     return Filter(
         state=None if state is None else State(state),
         kind=None if kind is None else check_name(kind, "kind"),
         queue=None if queue is None else check_name(queue, "queue"),
-        tenant=options.get("tenant"),
-        tag=options.get("tag"),
+        tenant=None if tenant is None else check_tenant(tenant),
+        tag=None if tag is None else check_tag(tag, "tag"),
         since=None if since is None else check_instant(since, "since"),
         until=None if until is None else check_instant(until, "until"),
     )
@@ -136,7 +146,8 @@ class Selection:
         return await self._aapply(lambda ids: control.delete(ids, schema=self._schema), conn)
 
     def _cancel(self, verb: Verb, reason: str | None) -> Build:
-        return lambda ids: control.cancel(ids, action=verb, reason=reason, schema=self._schema)
+        checked = check_reason(reason)
+        return lambda ids: control.cancel(ids, action=verb, reason=checked, schema=self._schema)
 
     def _prioritise(self, priority: int) -> Build:
         checked = check_priority(priority)

@@ -12,6 +12,7 @@ import gc
 import logging
 import signal
 import threading
+from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import TypedDict
 
@@ -19,7 +20,7 @@ from pgqueue.app import Parts, assemble
 from pgqueue.engine.worker import Worker as Engine
 from pgqueue.engine.worker import WorkerOptions
 from pgqueue.errors import ConfigError
-from pgqueue.tasks.door import check_name
+from pgqueue.tasks.door import check_name, nearest
 
 log = logging.getLogger("pgqueue.worker")
 CONCURRENCY = 10
@@ -48,6 +49,9 @@ def read_queues(queues: Mapping[str, int] | Sequence[str] | str) -> dict[str, in
         queues = [part.strip() for part in queues.split(",") if part.strip()]
     if not isinstance(queues, Mapping):
         pairs = [name.partition("=") for name in queues]
+        twice = [name for name, count in Counter(name for name, _, _ in pairs).items() if count > 1]
+        if twice:
+            raise ConfigError(f"queue {twice[0]!r}: named twice; say once how many of its jobs run at once")
         queues = {name: _number(count, name) if sign else CONCURRENCY for name, sign, count in pairs}
     if not queues:
         raise ConfigError("queues: name at least one, for example mail=20")
@@ -66,10 +70,21 @@ def _number(text: str, name: str) -> int:
 
 
 def _run_loop(main: Coroutine[object, object, None]) -> None:
-    """As asyncio.run, but a coroutine that ignores its cancellation is left behind, not waited for for ever."""
+    """As asyncio.run, but nothing that a task leaves behind ends the worker or keeps it.
+
+    asyncio lets a SystemExit in a sub-task of a coroutine stop the loop (the coroutine gets it all the same), and waits
+    at the end for ever for one that ignores its cancellation.
+    """
     loop = asyncio.new_event_loop()
+    work = loop.create_task(main)
     try:
-        loop.run_until_complete(main)
+        while not work.done():
+            try:
+                loop.run_until_complete(work)
+            except (SystemExit, KeyboardInterrupt, RuntimeError) as error:
+                if work.done():
+                    raise
+                log.error("something that a task started stopped the event loop, going on: %r", error)
     finally:
         left = asyncio.all_tasks(loop)
         for task in left:
@@ -91,11 +106,14 @@ def supervise(argv: Sequence[str], *, processes: int) -> int:
 class Worker:
     """Runs jobs of the given queues until it is stopped.
 
-    raises  ConfigError for options that do not fit
+    raises  ConfigError for options that do not exist or do not fit
     """
 
     def __init__(self, parts: Parts, queues: Mapping[str, int] | Sequence[str] | str, settings: WorkerSettings) -> None:
         self._parts = parts
+        for name in settings:
+            if name not in WorkerSettings.__annotations__:
+                raise ConfigError(f"unknown option {name!r}{nearest(name, WorkerSettings.__annotations__)}")
         lease, grace = settings.get("lease", 15.0), settings.get("grace", 20.0)
         if not 6 <= lease <= 86400:
             raise ConfigError(f"lease {lease!r}: must be from 6 seconds to a day")

@@ -6,13 +6,15 @@ import asyncio
 import inspect
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import psycopg
 import pytest
 
 from pgqueue import JobFailed, JobNotFound, PgQueue, State, WaitTimeout
 from pgqueue.core.draft import EnqueuedJob
-from pgqueue.errors import InvalidArguments, InvalidConnection, InvalidJob
+from pgqueue.errors import ConfigError, InvalidArguments, InvalidConnection, InvalidJob
+from pgqueue.queue import _pauses
 from pgqueue.selection import Selection
 from pgqueue.tasks.task import Call, Task
 
@@ -43,6 +45,7 @@ def test_every_verb_has_a_twin_with_the_same_signature_and_words(owner: type) ->
     names = {name for name in vars(owner) if not name.startswith("_")}
     pairs = [(name[1:], name) for name in names if name.startswith("a") and name[1:] in names and name not in odd]
     assert pairs
+    pairs += [("wait", "await_")] if owner is PgQueue else []
     for sync, twin in pairs:
         one, other = getattr(owner, sync), getattr(owner, twin)
         assert inspect.iscoroutinefunction(other), twin
@@ -147,6 +150,23 @@ async def test_the_async_verbs_do_what_the_sync_ones_do(q: PgQueue, dsn: str) ->
     await q.aclose()
 
 
+def test_a_worker_option_that_does_not_exist_is_refused_with_the_nearest_one(q: PgQueue) -> None:
+    with pytest.raises(ConfigError, match=r"^unknown option 'leese'; did you mean 'lease'\?$"):
+        q.worker("mail", leese=30)  # type: ignore[call-arg]
+    with pytest.raises(ConfigError, match="known: grace, lease, name"):
+        q.worker("mail", concurrency_limit=30)  # type: ignore[call-arg]
+
+
+def test_final_states_of_stats_are_outcomes_not_jobs(q: PgQueue, conn: Conn) -> None:
+    job = q.enqueue("x", {}, conn=conn)
+    for _ in range(2):
+        q.cancel(job.id, conn=conn)
+        q.retry(job.id, conn=conn)
+    assert (q.stats(conn=conn)["available"], q.stats(conn=conn)["cancelled"]) == (1, 2)
+    q.delete(job.id, conn=conn)
+    assert (q.stats(conn=conn)["available"], q.stats(conn=conn)["cancelled"]) == (0, 2)
+
+
 def test_a_unique_key_admits_one_live_job(q: PgQueue, conn: Conn) -> None:
     first = q.enqueue("report", {}, conn=conn, unique_key="today")
     again = q.enqueue("report", {}, conn=conn, unique_key="today")
@@ -170,7 +190,9 @@ def test_a_verb_with_a_connection_belongs_to_its_transaction(q: PgQueue, conn: C
 def test_who_asks_for_a_job_that_is_not_there_is_told(q: PgQueue, conn: Conn) -> None:
     with pytest.raises(JobNotFound, match=str(NEVER)):
         q.job(NEVER, conn=conn)
-    assert q.cancel(NEVER, conn=conn) == "not found"
+    assert q.cancel(NEVER, conn=conn) == q.stop(NEVER, conn=conn) == q.retry(NEVER, conn=conn) == "not found"
+    assert q.reschedule(NEVER, delay=1, conn=conn) == q.set_priority(NEVER, 1, conn=conn) == "not found"
+    assert q.delete(NEVER, conn=conn) == "not found"
     with pytest.raises(JobNotFound):
         q.wait(NEVER, timeout=0)
 
@@ -183,6 +205,42 @@ def test_waiting_ends_with_the_job_or_with_the_time(q: PgQueue, conn: Conn) -> N
     assert q.wait(job.id, timeout=0).state is State.CANCELLED
     with pytest.raises(JobFailed, match="cancelled: no"):
         q.result(job.id)
+
+
+def test_waiting_with_a_connection_sees_what_that_one_sees(q: PgQueue, dsn: str) -> None:
+    with psycopg.connect(dsn) as mine:
+        job = q.enqueue("x", {}, conn=mine)
+        q.cancel(job.id, conn=mine)
+        assert q.wait(job.id, timeout=0, conn=mine).state is State.CANCELLED
+        with pytest.raises(JobFailed, match="cancelled"):
+            q.result(job.id, timedelta(0), conn=mine)
+        with pytest.raises(JobNotFound):
+            q.wait(job.id, timeout=0)
+        mine.rollback()
+
+
+async def test_waiting_with_an_async_connection_sees_what_that_one_sees(q: PgQueue, dsn: str) -> None:
+    async with await psycopg.AsyncConnection.connect(dsn) as mine:
+        job = await q.aenqueue("x", {}, conn=mine)
+        await q.acancel(job.id, conn=mine)
+        assert (await q.await_(job.id, timedelta(0), conn=mine)).state is State.CANCELLED
+        with pytest.raises(JobFailed, match="cancelled"):
+            await q.aresult(job.id, 0, conn=mine)
+        await mine.rollback()
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), timedelta(seconds=-1), "5", None, True, 10**400])
+def test_a_time_out_that_can_not_be_is_refused(q: PgQueue, timeout: float) -> None:
+    with pytest.raises(InvalidJob, match=r"^timeout .*(must be from 0 seconds|must be a timedelta or a number)"):
+        q.wait(NEVER, timeout)
+
+
+def test_a_wait_pauses_until_its_end_at_most_and_looks_once_more() -> None:
+    pauses: list[float] = []
+    with pytest.raises(WaitTimeout, match=r"job 1 was not final after 0\.02 s"):
+        pauses.extend(_pauses(1, timedelta(milliseconds=20)))
+    assert max(pauses) <= 0.02
+    assert pauses[-1] == 0
 
 
 def test_pages_go_from_the_newest_to_the_oldest(q: PgQueue, conn: Conn) -> None:
@@ -229,6 +287,37 @@ def test_a_number_that_python_can_not_hold_is_shown_as_infinite(q: PgQueue, numb
         ((id,),) = conn.execute("select pgqueue.enqueue('send', %s::jsonb)", [f'{{"n": {number}, "m": 1}}']).fetchall()
     assert q.job(id).args == {"n": float(number), "m": 1}
     assert [job.id for job in q.jobs()] == [id]
+
+
+@pytest.mark.parametrize("id", ["5", 1.0, True, None, 0, -1, 2**63, [1]])
+@pytest.mark.parametrize("verb", ["job", "cancel", "stop", "retry", "delete", "set_priority", "reschedule", "wait"])
+def test_an_id_that_can_not_be_one_is_refused_before_anything_is_sent(
+    q: PgQueue, conn: Conn, verb: str, id: Any
+) -> None:
+    more: dict[str, Any] = {"set_priority": {"priority": 1}, "reschedule": {"delay": 1}}.get(verb, {})
+    with pytest.raises(InvalidJob, match=r"id .*must be a whole number from 1 to 9223372036854775807"):
+        getattr(q, verb)(id, conn=conn, **more)
+    conn.execute("select 1")
+
+
+@pytest.mark.parametrize(
+    "filter", [{"tenant": "a\0"}, {"tenant": "\ud800"}, {"tenant": 5}, {"tag": ["a"]}, {"tag": ""}]
+)
+def test_a_filter_that_can_not_fit_anything_is_refused(q: PgQueue, filter: Any) -> None:
+    with pytest.raises(InvalidJob, match=next(iter(filter))):
+        q.jobs(**filter)
+    with pytest.raises(InvalidJob, match=next(iter(filter))):
+        q.where(**filter)
+
+
+def test_any_text_can_be_a_reason_and_nothing_else(q: PgQueue) -> None:
+    id = q.enqueue("send", {"user_id": 1}).id
+    with pytest.raises(InvalidJob, match="reason 5: must be a text"):
+        q.cancel(id, reason=5)  # type: ignore[arg-type]
+    assert q.cancel(id, reason="a\0\ud800" + "x" * 100_000) == "cancelled"
+    message = str(q.job(id).errors[0]["message"])
+    assert message.startswith("a\\x00\\ud800xxx")
+    assert len(message) < 40_000
 
 
 def test_no_rows_send_nothing() -> None:

@@ -208,6 +208,10 @@ return case when pg_try_advisory_lock(hashtext('pgqueue.wake'), hashtext(queue_n
   else pg_notify(translate('pgqueue.ready', '"', ''), queue_name)::text end;
 comment on function pgqueue.wake is 'Private. Tell the workers that sleep on a queue that there is work.';
 
+create function pgqueue.state_name(status smallint) returns text language sql immutable
+return (array['completed', 'cancelled', 'discarded', 'stopped'])[status];
+comment on function pgqueue.state_name is 'Private. The final state that a status means; null for an open job.';
+
 -- The weight of a job for chunks and for the claim's cap. Concatenation unpacks: pg_column_size alone tells the
 -- compressed size, under which a hundred jobs of 1 MiB pass for one.
 create function pgqueue.size_of(args jsonb, metadata jsonb) returns integer language sql immutable
@@ -353,7 +357,7 @@ begin
       '1048576; store the data in a table and pass its key', pgqueue.json_size(args))
     when jsonb_path_exists(args, '$.**{65}') then 'args: nested deeper than 64 levels'
     when priority is null or priority not between -32768 and 32767 then format('priority %s: must be from -32768 to '
-      '32767, higher runs first', priority)
+      '32767, higher runs first', coalesce(priority::text, 'null'))
     when delay not between interval '0' and interval '36525 days' then format('delay %s: must be from 0 to 100 years', delay)
     when delay is not null and scheduled_at is not null then 'delay and scheduled_at: give one of the two'
     when scheduled_at not between earliest and latest then format('scheduled_at %s: must be in the years 1 to 9999', scheduled_at)
@@ -387,7 +391,7 @@ create view pgqueue.jobs as
 select
   j.id, j.kind, j.queue,
   case
-    when j.status > 0 then (array['completed', 'cancelled', 'discarded', 'stopped'])[j.status]
+    when j.status > 0 then pgqueue.state_name(j.status)
     when h.id is not null then 'running'
     when w.job_id is not null then w.state
     else 'available'

@@ -1,7 +1,8 @@
 """Finds the application's PgQueue: `-A package.module:q`, or `-A package.module` if there is one in it.
 
 Guarantees: the working directory is importable, as it is for uvicorn; what the settings say about the database reaches
-the application (as PGQUEUE_DSN), and where the application says something else itself, that is an error, not a guess.
+the application (as PGQUEUE_DSN and PGQUEUE_DIRECT_DSN), and where the application says something else itself, that is
+an error, not a guess.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def find_queue(loaded: Loaded) -> PgQueue:
     subject = f"{loaded.origin('app')} {target}"
     if loaded.config.dsn is not None:
         os.environ["PGQUEUE_DSN"] = loaded.config.dsn  # PgQueue() without a DSN asks for it
+    if loaded.config.direct_dsn is not None:
+        os.environ["PGQUEUE_DIRECT_DSN"] = loaded.config.direct_dsn
     module_name, _, path = target.partition(":")
     module = _import(module_name, subject)
     q = _named(module, path, subject) if path else _only(module, subject)
@@ -100,12 +103,22 @@ def _check_agreement(q: PgQueue, loaded: Loaded, subject: str) -> None:
     config = loaded.config
     if q.dsn is not None and loaded.origin("dsn") == "--dsn" and q.dsn != config.dsn:
         raise ConfigError(f"{subject}: it names its database itself, so --dsn can't: leave it out, or write PgQueue()")
+    if config.direct_dsn is not None and _own_direct_dsn(q, config.direct_dsn) != config.direct_dsn:
+        raise ConfigError(
+            f"{subject}: it names its {'direct_dsn' if q.direct_dsn else 'database'} itself, so "
+            f"{loaded.origin('direct_dsn')} can't say direct_dsn: leave it out there, or write PgQueue()"
+        )
     for name, used, said in (("schema", q.schema, config.schema), ("pooled", q.pooled, config.pooled)):
         if loaded.origin(name) != "default" and used != said:
             raise ConfigError(
                 f"{subject}: it uses {name}={used!r}, but {loaded.origin(name)} says {said!r}: "
                 f"write PgQueue({name}={said!r})"
             )
+
+
+def _own_direct_dsn(q: PgQueue, configured: str) -> str | None:
+    """What its worker will use: as the configured one belongs to the configured database, it goes with that only."""
+    return q.direct_dsn or (None if q.dsn else configured)
 
 
 def _a(noun: str) -> str:

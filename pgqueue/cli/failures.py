@@ -24,6 +24,7 @@ from pgqueue.errors import (
 _USAGE = (ConfigError, InvalidArguments, InvalidConnection, InvalidJob, MissingExtra, SchemaMismatch)
 _HINTS = re.compile(r"^(connection failed|connection is bad): |\s+Is the server running[^?]*\?")  # libpq's
 _SCHEMA_MISSING = frozenset({"3F000", "42P01", "42883", "42703"})
+_NOT_ALLOWED = "42501"
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
@@ -62,4 +63,6 @@ def _database(error: DatabaseError) -> tuple[str, int]:
         return f"no connection to the database: {said}; see that it runs, and name it with --dsn {where}", 1
     if sqlstate(error) in _SCHEMA_MISSING:
         return f"{said}: the schema is missing or of another version; run `pgqueue migrate`", 2
+    if sqlstate(error) == _NOT_ALLOWED:
+        return f'the database refused: {said}; the owner of the schema can allow it: see "Grants" in the README', 1
     return f"the database refused: {said}", 1

@@ -25,7 +25,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "jobs": ("pgqueue.cli.jobs:jobs", "List, show, cancel, stop, retry and delete jobs."),
     "queues": ("pgqueue.cli.queues:queues", "List, pause and resume queues."),
     "workers": ("pgqueue.cli.queues:workers", "List the workers."),
-    "stats": ("pgqueue.cli.queues:stats", "Count the jobs per state."),
+    "stats": ("pgqueue.cli.queues:stats", "Count what waits and runs now, and the outcomes so far."),
     "config": ("pgqueue.cli.settings:config", "Show the settings and where they come from."),
 }
 

@@ -8,7 +8,6 @@ from pgqueue.cli.options import configured, json_option
 from pgqueue.cli.output import is_terminal, print_json, say
 from pgqueue.config import Loaded
 from pgqueue.db import schema as database
-from pgqueue.db.connect import resolve_dsn
 from pgqueue.errors import ConfigError
 
 
@@ -19,7 +18,7 @@ from pgqueue.errors import ConfigError
 @click.option("--check", is_flag=True, help="Change nothing; status 1 if the schema is not current.")
 @click.option("--yes", is_flag=True, help="Go down even though that deletes data.")
 @json_option
-@configured("dsn", "direct_dsn", "schema")
+@configured("dsn", "direct_dsn", "pooled", "schema")
 def migrate(loaded: Loaded, target: str, *, sql: bool, start: str, check: bool, yes: bool, as_json: bool) -> int | None:
     """Create the schema, or bring it to TARGET: head (the default), base (remove everything) or a version.
 
@@ -35,7 +34,9 @@ def migrate(loaded: Loaded, target: str, *, sql: bool, start: str, check: bool, 
     if sql:
         click.echo(database.migration_sql(name, target, start=start), nl=False)
         return None
-    dsn = resolve_dsn(loaded.config.direct_dsn or loaded.config.dsn)
+    config = loaded.config
+    # To look takes no session, so it may go through the pooler.
+    dsn = database.direct_dsn(config.dsn, config.direct_dsn, pooled=config.pooled and not check)
     status = database.check(dsn, name)
     if check:
         return _report(status, name, as_json=as_json)

@@ -128,7 +128,9 @@ def workers(loaded: Loaded, *, everybody: bool, as_json: bool) -> None:
 @json_option
 @configured(*DATABASE)
 def stats(loaded: Loaded, *, as_json: bool) -> None:
-    """Count the jobs per state, over all queues. Final states count since the beginning.
+    """Count what waits and runs now, over all queues, and the outcomes so far.
+
+    Final states count outcomes since the beginning: a job that was retried again with each, one that was deleted still.
 
     \b
     pgqueue stats --json

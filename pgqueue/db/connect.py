@@ -2,8 +2,8 @@
 
 Guarantees: a dead network is noticed within seconds (connect_timeout, tcp_user_timeout and keepalives, which PostgreSQL
 leaves off); limits and the isolation level that the role or database sets do not hit our statements, except behind a
-pooler, where a session's settings would reach other people's; whatever the DSN says itself wins. No text made here
-shows a password.
+pooler, where a session's settings would reach other people's; whatever the DSN says itself wins. What needs a session
+of its own gets one or BehindPooler, before any state is left in it. No text made here shows a password.
 Never: used for a caller's own connection.
 """
 
@@ -11,21 +11,28 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import conninfo as libpq
+from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
 
-from pgqueue.db.failure import is_outage, is_transient
+from pgqueue.db.failure import BehindPooler, as_pooler_error, is_outage, is_transient, naming_poolers
 from pgqueue.errors import ConfigError, Unreachable
 
 __all__ = [
     "Unreachable",
     "aconnect",
+    "aconnect_direct",
     "arguments",
     "connect",
+    "connect_direct",
     "conninfo",
     "describe",
     "is_outage",
@@ -33,6 +40,8 @@ __all__ = [
     "redact",
     "resolve_dsn",
 ]
+
+T = TypeVar("T")
 
 _DEFAULTS: Mapping[str, str] = {
     "connect_timeout": "5",
@@ -48,6 +57,9 @@ _VARIABLES: Mapping[str, str] = {
     "target_session_attrs": "PGTARGETSESSIONATTRS",
 }
 _PREPARE_AFTER = 5
+_NONE: Mapping[str, str] = MappingProxyType({})
+_MARK = "pgqueue.direct"
+_READ_MARK = f"select current_setting('{_MARK}', true)"
 _DRIVER_SCHEME = re.compile(r"^(postgres(?:ql)?)\+(\w+)://")
 _SCHEME = re.compile(r"^(\w[\w+.-]*)://")
 _USERINFO = re.compile(r"(://[^:/?#@]*:).*@", re.DOTALL)
@@ -81,12 +93,20 @@ def resolve_dsn(dsn: str | None = None, *, environ: Mapping[str, str] = os.envir
     return text
 
 
-def conninfo(dsn: str, *, role: str, pooled: bool = False, statement_timeout: timedelta = timedelta(0)) -> str:
+def conninfo(
+    dsn: str,
+    *,
+    role: str,
+    pooled: bool = False,
+    statement_timeout: timedelta = timedelta(0),
+    settings: Mapping[str, str] = _NONE,
+) -> str:
     """`dsn` (from `resolve_dsn`) with our defaults for what it leaves open.
 
     role               shown to administrators: application_name "pgqueue <role>"
     pooled             there is a PgBouncer in between: it refuses `options`, so none are sent
     statement_timeout  what the server may spend on one statement; zero: no limit
+    settings           more for the session, which win over those of the DSN; none behind a pooler
     """
     given = libpq.conninfo_to_dict(dsn)
     values = {**_DEFAULTS, "application_name": f"pgqueue {role}"}
@@ -99,7 +119,8 @@ def conninfo(dsn: str, *, role: str, pooled: bool = False, statement_timeout: ti
     }
     if not pooled:
         own = str(given.get("options") or os.environ.get("PGOPTIONS", ""))
-        values["options"] = f"{_session_options(statement_timeout)} {own}".strip()  # the later one wins
+        parts = (_session_options(statement_timeout), own, _as_options(settings))  # the later one wins
+        values["options"] = " ".join(part for part in parts if part)
     return libpq.make_conninfo(dsn, **values)
 
 
@@ -127,10 +148,12 @@ def connect(
     """Open a connection of our own, in autocommit mode.
 
     prepare  let psycopg prepare what it runs often; never behind a pooler
-    raises   ConfigError for a malformed DSN; psycopg.OperationalError (`is_outage`) if the server can't be reached
+    raises   ConfigError for a malformed DSN or an unexpected pooler; psycopg.OperationalError (`is_outage`) if the
+             server can't be reached
     """
     text, threshold = arguments(dsn, role=role, pooled=pooled, prepare=prepare, statement_timeout=statement_timeout)
-    return psycopg.connect(text, autocommit=True, prepare_threshold=threshold)
+    with naming_poolers():
+        return psycopg.connect(text, autocommit=True, prepare_threshold=threshold)
 
 
 async def aconnect(
@@ -143,7 +166,41 @@ async def aconnect(
 ) -> psycopg.AsyncConnection[TupleRow]:
     """Open an async connection of our own; otherwise as `connect`."""
     text, threshold = arguments(dsn, role=role, pooled=pooled, prepare=prepare, statement_timeout=statement_timeout)
-    return await psycopg.AsyncConnection.connect(text, autocommit=True, prepare_threshold=threshold)
+    made_as: type[psycopg.AsyncConnection[TupleRow]] = psycopg.AsyncConnection if pooled else _Unpooled
+    with naming_poolers():
+        return await made_as.connect(text, autocommit=True, prepare_threshold=threshold)
+
+
+def connect_direct(dsn: str, *, role: str, settings: Mapping[str, str] = _NONE) -> psycopg.Connection[TupleRow]:
+    """Open a connection of our own, in autocommit mode, that is a session of its own: it may hold locks and settings.
+
+    settings  for the session; they win over those of the DSN
+    raises    BehindPooler before anything is left in a session that is others' too; psycopg.OperationalError
+    """
+    mark, text = _marked(dsn, role, settings)
+    with _refusing_poolers(dsn):
+        conn = psycopg.connect(text, autocommit=True, prepare_threshold=None)
+    try:
+        _prove(conn.execute(_READ_MARK).fetchone(), mark, dsn)
+    except BaseException:
+        conn.close()
+        raise
+    return conn
+
+
+async def aconnect_direct(
+    dsn: str, *, role: str, settings: Mapping[str, str] = _NONE
+) -> psycopg.AsyncConnection[TupleRow]:
+    """Open an async connection that is a session of its own; otherwise as `connect_direct`."""
+    mark, text = _marked(dsn, role, settings)
+    with _refusing_poolers(dsn):
+        conn = await psycopg.AsyncConnection.connect(text, autocommit=True, prepare_threshold=None)
+    try:
+        _prove(await (await conn.execute(_READ_MARK)).fetchone(), mark, dsn)
+    except BaseException:
+        await conn.close()
+        raise
+    return conn
 
 
 def redact(dsn: str) -> str:
@@ -151,6 +208,14 @@ def redact(dsn: str) -> str:
     if "://" in dsn:
         return _SECRET_PARAM.sub(r"\1***", _USERINFO.sub(r"\1***@", dsn))
     return _SECRET_WORD.sub(r"\1***", dsn)
+
+
+def way_around(dsn: str | None, direct_dsn: str | None) -> str | None:
+    """What was given as a way around a pooler, else PGQUEUE_DIRECT_DSN; None without one.
+
+    That variable belongs to PGQUEUE_DSN: beside a DSN that was given it might lead to another database.
+    """
+    return direct_dsn or (None if dsn else os.environ.get("PGQUEUE_DIRECT_DSN"))
 
 
 def describe(dsn: str) -> str:
@@ -169,6 +234,48 @@ def _is_misread(given: Mapping[str, object]) -> bool:
     return "@" in str(given.get("host") or "")[1:] or not re.fullmatch(r"[\d, ]*", port)
 
 
+def _marked(dsn: str, role: str, settings: Mapping[str, str]) -> tuple[str, str]:
+    """A mark that nobody else has, and the conninfo of a session that bears it."""
+    mark = secrets.token_hex(8)
+    return mark, conninfo(dsn, role=role, settings={**settings, _MARK: mark})
+
+
+def _prove(found: TupleRow | None, mark: str, dsn: str) -> None:
+    """Poolers refuse what a client asks for its session, or drop it; only the server itself obeys."""
+    if found != (mark,):
+        raise _not_direct(dsn)
+
+
+@contextmanager
+def _refusing_poolers(dsn: str) -> Iterator[None]:
+    try:
+        yield
+    except psycopg.Error as error:
+        if as_pooler_error(error) is None:
+            raise
+        raise _not_direct(dsn) from error
+
+
+def _not_direct(dsn: str) -> BehindPooler:
+    return BehindPooler(
+        f"there is a pooler behind this DSN ({describe(dsn)}), where a session of its own is needed: "
+        "give direct_dsn (on the command line --direct-dsn or PGQUEUE_DIRECT_DSN), a way around the pooler"
+    )
+
+
+class _Unpooled(psycopg.AsyncConnection[TupleRow]):
+    """Says what it means when what it has prepared is not there, or is there already."""
+
+    async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
+        try:
+            return await super().wait(gen, *args, **kwargs)
+        except psycopg.Error as error:
+            found = as_pooler_error(error)
+            if found is None:
+                raise
+            raise found from error
+
+
 def _session_options(statement_timeout: timedelta) -> str:
     settings = {
         "statement_timeout": str(round(statement_timeout / timedelta(milliseconds=1))),
@@ -177,6 +284,10 @@ def _session_options(statement_timeout: timedelta) -> str:
         "idle_session_timeout": "0",
         "default_transaction_isolation": r"read\ committed",
     }
+    return _as_options(settings)
+
+
+def _as_options(settings: Mapping[str, str]) -> str:
     return " ".join(f"-c {name}={value}" for name, value in settings.items())
 
 

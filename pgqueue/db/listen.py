@@ -3,6 +3,7 @@
 Guarantees: after the connection is lost it comes back by itself, and then says once that anything may have happened.
 The gate of a queue is an advisory lock; while a sleeper holds it enqueuers send NOTIFY. In a busy queue nobody holds
 it for long, so enqueuing costs no NOTIFY there.
+Behind a pooler, where others would get the LISTEN and the gates, it does nothing but try again, rarely.
 Never: trusted. A missing or forged notification costs a look, nothing else.
 """
 
@@ -14,18 +15,21 @@ from collections.abc import Callable, Sequence
 
 import psycopg
 from psycopg import sql
+from psycopg.pq import PGnotify
 from psycopg.rows import TupleRow
 
-from pgqueue.db.connect import aconnect
+from pgqueue.db.connect import aconnect_direct, describe
+from pgqueue.db.failure import BehindPooler
 from pgqueue.store.statement import SCHEMA
 
 log = logging.getLogger("pgqueue.listen")
 
-_LIE_DOWN = "select pg_advisory_lock_shared(hashtext(%s), hashtext(queue)) from unnest(%s::text[]) queue"
-_GET_UP = "select pg_advisory_unlock_shared(hashtext(%s), hashtext(queue)) from unnest(%s::text[]) queue"
+_LIE_DOWN = "select pg_advisory_lock_shared(hashtext(%s), hashtext(q)) from unnest(%s::text[]) q"
+_GET_UP = "select pg_advisory_unlock_shared(hashtext(%s), hashtext(q)) from unnest(%s::text[]) q"
 PING_EVERY = 15.0
 ANSWER_WITHIN = 10.0
 RETRY_CAP = 5.0
+POOLER_RETRY = 60.0  # somebody has to change something first
 
 
 class Listener:
@@ -54,6 +58,7 @@ class Listener:
         self._watched: int | None = None  # the connection's file descriptor, while the event loop looks at it
         self._wanted: frozenset[str] = frozenset()
         self._gates: frozenset[str] = frozenset()
+        self._warned = False
         self.on_gates: Callable[[frozenset[str]], None] = lambda queues: None
 
     def want_gates(self, queues: frozenset[str]) -> None:
@@ -70,6 +75,9 @@ class Listener:
                 await self._connect()
                 delay = 0.1
                 await self._serve()
+            except BehindPooler:
+                delay = POOLER_RETRY
+                self._warn()
             except (psycopg.Error, OSError) as error:
                 log.info("not listening, polling meanwhile: %s", str(error).strip())
             finally:
@@ -77,10 +85,17 @@ class Listener:
             await asyncio.sleep(delay)
             delay = min(RETRY_CAP, delay * 2)
 
+    def _warn(self) -> None:
+        if not self._warned:
+            where = describe(self._dsn)
+            log.warning("direct_dsn (or dsn in its place) leads to a pooler: polling instead of LISTEN (%s)", where)
+            self._warned = True
+
     async def _connect(self) -> None:
-        conn = await aconnect(self._dsn, role="listen", prepare=False)
+        conn = await aconnect_direct(self._dsn, role="listen")
         self._conn = conn
-        conn.add_notify_handler(self._notified)
+        self._warned = False
+        conn.pgconn.notify_handler = self._dispatch  # psycopg's own would fail at what it can't decode
         for channel in ("ready", "control"):
             await conn.execute(sql.SQL("listen {}").format(sql.Identifier(f"{self._schema}.{channel}")))
         self._watch(conn)
@@ -103,15 +118,14 @@ class Listener:
 
     async def _set_gates(self, wanted: frozenset[str]) -> None:
         taken = wanted - self._gates
-        await self._call("pg_advisory_unlock_shared", self._gates - wanted)
-        await self._call("pg_advisory_lock_shared", taken)
+        await self._call(_GET_UP, self._gates - wanted)
+        await self._call(_LIE_DOWN, taken)
         self._gates = wanted
         if taken:
             self.on_gates(taken)
 
-    async def _call(self, function: str, queues: frozenset[str]) -> None:
+    async def _call(self, text: str, queues: frozenset[str]) -> None:
         if queues:
-            text = f"select {function}(hashtext(%s), hashtext(q)) from unnest(%s::text[]) q"  # noqa: S608
             await self._execute(text, [self._key, sorted(queues)])
 
     async def _execute(self, text: str, params: Sequence[object] | None = None) -> None:
@@ -136,19 +150,21 @@ class Listener:
         try:
             conn.pgconn.consume_input()
             while notify := conn.pgconn.notifies():
-                self._dispatch(notify.relname.decode(), notify.extra.decode())
+                self._dispatch(notify)
         except psycopg.Error:
             self._unwatch()
             self._changed.set()
 
-    def _notified(self, notify: psycopg.Notify) -> None:
-        self._dispatch(notify.channel, notify.payload)
-
-    def _dispatch(self, channel: str, payload: str) -> None:
-        if channel == f"{self._schema}.ready":
-            self._on_ready(payload)
-        else:
-            self._on_control(payload)
+    def _dispatch(self, notify: PGnotify) -> None:
+        """Anybody may send anything; none of it may end the listening."""
+        payload = notify.extra.decode(errors="replace")
+        try:
+            if notify.relname == f"{self._schema}.ready".encode():
+                self._on_ready(payload)
+            else:
+                self._on_control(payload)
+        except Exception:
+            log.exception("a notification was of no use: %.200r", payload)
 
     async def _close(self) -> None:
         conn, self._conn = self._conn, None

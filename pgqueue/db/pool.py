@@ -27,6 +27,7 @@ from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolClosed, PoolTi
 
 from pgqueue.db.adapt import arun, run
 from pgqueue.db.connect import arguments, describe
+from pgqueue.db.failure import as_pooler_error, naming_poolers
 from pgqueue.errors import ConfigError, Unreachable
 from pgqueue.store.statement import Statement
 
@@ -81,15 +82,17 @@ class Pool:
     def run(self, statement: Statement[T]) -> T:
         """Run `statement` in a transaction of its own.
 
-        raises  Unreachable: nothing was sent; what `adapt.run` raises; a driver's error if the connection broke while
-                the statement ran (`is_outage`): it may or may not have been committed
+        raises  Unreachable, ConfigError (a pooler that we were not told of): nothing was sent; what `adapt.run` raises;
+                a driver's error if the connection broke while the statement ran (`is_outage`): it may or may not have
+                been committed
         """
-        try:
-            with self.connection() as conn:
-                return run(conn, statement)
-        except StalePlan:  # the server refused it before it did anything
-            with self.connection() as conn:
-                return run(conn, statement)
+        with naming_poolers():
+            try:
+                with self.connection() as conn:
+                    return run(conn, statement)
+            except StalePlan:  # the server refused it before it did anything
+                with self.connection() as conn:
+                    return run(conn, statement)
 
     @contextmanager
     def connection(self) -> Iterator[Connection]:
@@ -144,12 +147,13 @@ class AsyncPool:
 
     async def arun(self, statement: Statement[T]) -> T:
         """Run `statement` in a transaction of its own; otherwise as `Pool.run`."""
-        try:
-            async with self.connection() as conn:
-                return await arun(conn, statement)
-        except StalePlan:
-            async with self.connection() as conn:
-                return await arun(conn, statement)
+        with naming_poolers():
+            try:
+                async with self.connection() as conn:
+                    return await arun(conn, statement)
+            except StalePlan:
+                async with self.connection() as conn:
+                    return await arun(conn, statement)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:
@@ -229,7 +233,10 @@ class _Wait:
 
     @contextmanager
     def asking_why(self, pool: _AnyPool) -> Iterator[str]:
-        """For an attempt without the pool, which keeps its reasons to itself. Raises Unreachable if it is the last."""
+        """For an attempt without the pool, which keeps its reasons to itself.
+
+        raises  Unreachable if it is the last; BehindPooler
+        """
         conninfo, error = str(pool.conninfo), None
         reason = (
             f"all {pool.max_size} of this pool have been in use for {self._budget:g} s. Raise max_size, or pass conn="
@@ -237,6 +244,8 @@ class _Wait:
         try:
             yield conninfo
         except psycopg.OperationalError as caught:
+            if (pooler := as_pooler_error(caught)) is not None:
+                raise pooler from caught
             error = caught
             reason = f"{' '.join(str(error).split())}. Check the DSN and that the server runs"
         if time.monotonic() >= self._deadline or _HOPELESS.search(reason):

@@ -2,7 +2,8 @@
 
 Guarantees: migrate() may be run by many at once, killed at any moment and run again; each migration is one transaction
 that holds both its changes and its version; it waits for a lock only briefly, then steps back and tries again, so that
-the application goes on. It needs no superuser, no extension and no particular search_path.
+the application goes on. It needs no superuser, no extension and no particular search_path. It leaves nothing behind in
+a session that is others' too: a pooler is found out before a lock or a setting is made.
 Never: imports Alembic or SQLAlchemy unless there is something to migrate; touches anything outside its schema.
 """
 
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 import psycopg
 from psycopg import errors, sql
 
+from pgqueue.db.connect import connect_direct, resolve_dsn, way_around
 from pgqueue.errors import ConfigError, MigrationError, SchemaMismatch
 from pgqueue.store.statement import SCHEMA, Row, Statement, check_schema
 
@@ -84,6 +86,20 @@ class _Plan:
     tell: Callable[[str], None]
 
 
+def direct_dsn(dsn: str | None, direct: str | None, *, pooled: bool) -> str:
+    """The DSN that migrate() can use, of what somebody has configured.
+
+    raises  ConfigError if that is a way through a pooler only, or malformed
+    """
+    direct = way_around(dsn, direct)
+    if pooled and not direct:
+        raise ConfigError(
+            "pooled is set, and a migration needs a session of its own: give direct_dsn "
+            "(on the command line --direct-dsn or PGQUEUE_DIRECT_DSN), a way around the pooler"
+        )
+    return resolve_dsn(direct or dsn)
+
+
 def installed_version(schema: str = SCHEMA) -> Statement[str | None]:
     """The version of the schema in the database, None without one.
 
@@ -128,18 +144,17 @@ def migrate(
 ) -> str | None:
     """Bring the schema to `target`, up or down, and return its version; None when nothing is left.
 
-    dsn           a direct connection: a transaction-pooling PgBouncer can't hold the lock that keeps others out
+    dsn           leads to the server itself: a pooler can't hold the lock that keeps others out
     target        "head", "base" (remove everything, jobs too), or a version such as "0001"
     lock_timeout  how long one try may hold up the application behind it; there are five, with growing pauses
     on_step       called with one line of text about each version reached and each wait
     scripts       another directory of migrations than the package's own
     raises        MigrationError naming who is in the way, or what PostgreSQL said; SchemaMismatch for a schema newer
-                  than this release or a server that is too old; ConfigError for an unknown target
+                  than this release or a server that is too old; ConfigError for an unknown target, or a pooler
     """
     home = scripts or _scripts()
     plan = _Plan(dsn, check_schema(schema), _resolve(target, home), home, lock_timeout, on_step or _say_nothing)
-    with _in_this_process, psycopg.connect(dsn, autocommit=True, prepare_threshold=None) as conn:
-        conn.execute("set search_path = pg_catalog")
+    with _in_this_process, _connect(dsn) as conn:
         check_server(conn.info.server_version)
         if _current(conn, plan.schema) != plan.target:
             _take_turn(conn, plan)
@@ -230,7 +245,7 @@ def _run_alembic(guard: psycopg.Connection, plan: _Plan) -> None:
     from alembic import command  # lazy
     from sqlalchemy import NullPool, create_engine, exc
 
-    engine = create_engine("postgresql+psycopg://", creator=lambda: _connect(plan.dsn), poolclass=NullPool)
+    engine = create_engine("postgresql+psycopg://", creator=lambda: _for_alembic(plan.dsn), poolclass=NullPool)
     try:
         with engine.connect() as connection:
             current = _recorded(guard, plan)
@@ -242,7 +257,13 @@ def _run_alembic(guard: psycopg.Connection, plan: _Plan) -> None:
 
 
 def _connect(dsn: str) -> psycopg.Connection:
-    return psycopg.connect(dsn, application_name="pgqueue migrate", prepare_threshold=None)
+    return connect_direct(dsn, role="migrate", settings={"search_path": "pg_catalog"})
+
+
+def _for_alembic(dsn: str) -> psycopg.Connection:
+    conn = _connect(dsn)
+    conn.autocommit = False
+    return conn
 
 
 def _config(

@@ -21,6 +21,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.datetime import TimestamptzBinaryLoader
 
 from pgqueue.db.connect import aconnect, conninfo, resolve_dsn
+from pgqueue.db.failure import naming_poolers
 from pgqueue.store.arrays import BinaryArray, Int4Array, Int8Array, TimestampArray
 from pgqueue.store.statement import Statement
 
@@ -156,15 +157,17 @@ class SyncSession:
             self._open()
         assert self._cursor is not None
         try:
-            self._cursor.execute(statement.sql, statement.params)
-            return statement.decode(self._cursor.fetchall())
+            with naming_poolers():
+                self._cursor.execute(statement.sql, statement.params)
+                return statement.decode(self._cursor.fetchall())
         except (NoAnswer, psycopg.errors.FeatureNotSupported):
             self.close()
             raise
 
     def _open(self) -> None:
         text = conninfo(resolve_dsn(self._dsn), role=self._role, pooled=self._pooled)
-        conn = ImpatientConnection.connect(text, autocommit=True, prepare_threshold=None if self._pooled else 0)
+        with naming_poolers():
+            conn = ImpatientConnection.connect(text, autocommit=True, prepare_threshold=None if self._pooled else 0)
         conn.answer_within = self._answer_within
         adapt(conn)
         self._conn = conn

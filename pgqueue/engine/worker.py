@@ -31,7 +31,6 @@ from pgqueue.engine.lane import FOREVER, Attempt, Executor, Lane, Reason
 from pgqueue.engine.place import check_importable
 from pgqueue.engine.processes import ProcessExecutor
 from pgqueue.store import cluster
-from pgqueue.store.statement import Statement
 from pgqueue.tasks.task import Task
 
 log = logging.getLogger("pgqueue.worker")
@@ -146,8 +145,9 @@ class Worker:
         loop = asyncio.get_running_loop()
         options = self.options
         self._clock = Clock()
-        self._heartbeat = Heartbeat(
-            options.dsn, pooled=options.pooled, schema=options.schema, worker=self.id, identity=self._identity,
+        self._heartbeat = Heartbeat(  # around the pooler if there is a way: a full pool is no reason to lose the lease
+            options.direct_dsn or options.dsn, pooled=options.pooled and options.direct_dsn is None,
+            schema=options.schema, worker=self.id, identity=self._identity,
             trust=options.trust,
             running=lambda: sum(lane.running for lane in self._lanes), doubtful=self._take_doubtful,
             on_pulse=lambda pulse: loop.call_soon_threadsafe(self._pulsed, pulse),
@@ -347,6 +347,3 @@ def _identity(options: WorkerOptions, kinds: Sequence[str]) -> cluster.Identity:
         name=options.name or f"{host}:{os.getpid()}", host=host, pid=os.getpid(), version=VERSION,
         lease=options.lease, queues=dict(options.queues), kinds=kinds,
     )  # fmt: skip
-
-
-__all__ = ["Statement", "Worker", "WorkerOptions"]

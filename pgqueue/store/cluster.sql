@@ -14,11 +14,13 @@ with beat as (
   where id = %(worker)s::integer and stopped_at is null returning id)
 select
   (select count(*) from beat) = 1 as beating,
-  (select min(case when w.stopped_at is null then extract(epoch from w.seen_at + w.lease - clock_timestamp())::float8
-      else 0 end)
+  (select min(case when w.id is not null and w.stopped_at is null
+      then extract(epoch from w.seen_at + w.lease - clock_timestamp())::float8 else 0 end)
     from pgqueue.lease l left join pgqueue.worker w on w.id = l.worker_id
-    where w.id is null or w.stopped_at is not null or w.seen_at < clock_timestamp() - interval '3 seconds') as orphans_in,
-  (select extract(epoch from min(due) - clock_timestamp())::float8 from pgqueue.waiting where due < 'infinity') as due_in,
+    where w.id is null or w.stopped_at is not null or w.seen_at < clock_timestamp() - interval '3 seconds')
+    as orphans_in,
+  (select extract(epoch from min(due) - clock_timestamp())::float8 from pgqueue.waiting where due < 'infinity')
+    as due_in,
   array(select q.name from unnest(%(queues)s::text[]) q (name)
     where exists (select from pgqueue.ready r where r.queue = q.name and r.kind = any(%(kinds)s::text[]))) as busy,
   array(select distinct queue from pgqueue.suspect
@@ -36,8 +38,9 @@ select
 with setting as materialized (select set_config('lock_timeout', '100ms', true)),
 dead as materialized (
   select l.id, l.worker_id, l.solo, l.ids, l.claims from pgqueue.lease l
-  where (select true from setting) and not exists (select from pgqueue.worker w where w.id = l.worker_id and w.stopped_at is null
-    and w.seen_at + w.lease > clock_timestamp())
+  where (select true from setting) and not exists (
+    select from pgqueue.worker w
+    where w.id = l.worker_id and w.stopped_at is null and w.seen_at + w.lease > clock_timestamp())
   order by random() limit 20 for update of l skip locked),  -- not always the same, which may be locked for long
 open as materialized (
   select d.id as lease, d.worker_id, j.id, j.claim, d.solo and (
@@ -65,7 +68,7 @@ suspected as (
 recorded as (
   insert into pgqueue.attempt (job_id, claim, attempt, worker_id, finished_at, state, error)
   select d.id, d.old_claim, d.attempt + 1, d.worker_id, clock_timestamp(),
-    (array['available', 'completed', 'cancelled', 'discarded', 'stopped'])[d.status + 1],
+    coalesce(pgqueue.state_name(d.status), 'available'),
     case when d.reason is not null then jsonb_build_object('type', initcap(d.action), 'message', d.reason)
       else jsonb_build_object('type', 'WorkerLost', 'message', format(
         'worker %%s stopped sending heartbeats while it held this job%%s', coalesce(w.name, d.worker_id::text),
@@ -81,7 +84,7 @@ answered as (  -- as in `settle`
 counted as (
   insert into pgqueue.tally (minute, queue, kind, state, jobs, seconds, longest)
   select date_trunc('minute', clock_timestamp()), queue, kind,
-    (array['completed', 'cancelled', 'discarded', 'stopped'])[status], count(*), 0, 0
+    pgqueue.state_name(status), count(*), 0, 0
   from done where status > 0 group by queue, kind, status),
 remaining as (
   select o.lease, array_agg(o.id order by o.id) as ids, array_agg(o.claim order by o.id) as claims
@@ -107,7 +110,9 @@ job as (
   from due d join pgqueue.job j on j.id = d.job_id and j.claim = d.claim and case when j.status = 0 then true end),
 chunk as (
   select queue, priority, kind, claim, array_agg(id order by id) as ids, sum(bytes) as bytes
-  from (select *, (row_number() over (partition by queue, priority, kind, claim order by id) - 1) / 100 as number from job) j
+  from (
+    select *, (row_number() over (partition by queue, priority, kind, claim order by id) - 1) / 100 as number
+    from job) j
   group by queue, priority, kind, claim, number, case when bytes > 20000 then id end),
 again as (
   insert into pgqueue.ready (queue, priority, kind, claim, ids, bytes)
@@ -123,7 +128,8 @@ update pgqueue.worker set stopped_at = clock_timestamp(), running = 0 where id =
 -- A worker that was away and comes back: its row, if it was pruned meanwhile.
 insert into pgqueue.worker (id, name, host, pid, version, lease, queues, kinds) overriding system value
 values (%(worker)s::integer, %(name)s::text, %(host)s::text, %(pid)s::integer, %(version)s::text,
-  make_interval(secs => %(lease)s::float8), %(queues)s::text::jsonb, array(select jsonb_array_elements_text(%(kinds)s::text::jsonb)))
+  make_interval(secs => %(lease)s::float8), %(queues)s::text::jsonb,
+  array(select jsonb_array_elements_text(%(kinds)s::text::jsonb)))
 on conflict (id) do update set seen_at = clock_timestamp(), stopped_at = null
 returning id
 
@@ -134,7 +140,8 @@ with turn as materialized (select pg_try_advisory_xact_lock(hashtext('pgqueue.ti
 old as (
   delete from pgqueue.tally where (select mine from turn) and (
     minute < date_trunc('minute', clock_timestamp()) - interval '2 minutes'
-      and minute in (select minute from pgqueue.tally group by minute having count(*) > count(distinct (queue, kind, state)))
+      and minute in (
+        select minute from pgqueue.tally group by minute having count(*) > count(distinct (queue, kind, state)))
     or minute < clock_timestamp() - interval '2 days' and minute <> date_trunc('hour', minute, 'UTC'))
   returning *),
 folded as (

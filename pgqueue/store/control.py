@@ -141,7 +141,7 @@ def workers(*, schema: str) -> Statement[list[WorkerInfo]]:
 
 
 def stats(*, schema: str) -> Statement[dict[str, int]]:
-    """Jobs per state, over all queues."""
+    """What waits and runs now, by state, over all queues; of final states the outcomes since the beginning."""
     return Statement(queries("control.sql", schema)["stats"], {}, lambda rows: _one(rows[0], dict[str, int]))
 
 

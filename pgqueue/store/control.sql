@@ -2,7 +2,7 @@
 -- A claimed job's row is never touched: somebody's transaction may hold it. Its worker is asked instead.
 -- `found` is how a job looked when the statement began, `own` how it looks since it is locked: the answer tells of the
 -- second. Rows of the side tables that came in between are not seen; the claim number makes them void. A job that was
--- available leaves a void entry in `ready`, which a claim passes over; `void` counts them, so that nobody is told of them.
+-- available leaves a void entry in `ready`, which a claim passes over; `void` counts them, lest anybody be told of it.
 
 -- name: cancel
 -- Cancel or stop jobs: a waiting one is final at once, a claimed one is asked to. One row (id, answer) per id given.
@@ -17,7 +17,8 @@ own as materialized (
   select j.id, j.status from pgqueue.job j join found f on f.id = j.id
   where f.status = 0 and not f.claimed order by j.id for no key update of j),
 done as (
-  update pgqueue.job j set status = case %(action)s::text when 'cancel' then 2 else 4 end, finalized_at = clock_timestamp()
+  update pgqueue.job j
+  set status = case %(action)s::text when 'cancel' then 2 else 4 end, finalized_at = clock_timestamp()
   from own where j.id = own.id and own.status = 0
   returning j.id, j.queue, j.kind, j.unique_key, j.claim, j.attempt),
 unscheduled as (delete from pgqueue.waiting w using done d where w.job_id = d.id returning w.job_id),
@@ -26,10 +27,12 @@ voided as (
   insert into pgqueue.void (queue, jobs) select queue, count(*) from done
   where id not in (select job_id from unscheduled union all select job_id from unsuspected) group by queue),
 freed as (
-  delete from pgqueue.unique_key u using done d where d.unique_key is not null and u.kind = d.kind and u.key = d.unique_key),
+  delete from pgqueue.unique_key u using done d
+  where d.unique_key is not null and u.kind = d.kind and u.key = d.unique_key),
 recorded as (
   insert into pgqueue.attempt (job_id, claim, attempt, finished_at, state, error)
-  select id, claim, attempt + 1, clock_timestamp(), case %(action)s::text when 'cancel' then 'cancelled' else 'stopped' end,
+  select id, claim, attempt + 1, clock_timestamp(),
+    case %(action)s::text when 'cancel' then 'cancelled' else 'stopped' end,
     jsonb_build_object('type', initcap(%(action)s::text), 'message', %(reason)s::text)
   from done where %(reason)s::text is not null),
 counted as (
@@ -50,7 +53,7 @@ told as (
 select t.id, case
   when d.id is not null then case %(action)s::text when 'cancel' then 'cancelled' else 'stopped' end
   when f.claimed then 'requested'
-  else coalesce('already ' || (array['completed', 'cancelled', 'discarded', 'stopped'])[coalesce(o.status, f.status)], 'not found') end
+  else coalesce('already ' || pgqueue.state_name(coalesce(o.status, f.status)), 'not found') end
 from target t left join found f on f.id = t.id left join own o on o.id = t.id left join done d on d.id = t.id, told
 order by t.id
 
@@ -90,7 +93,7 @@ woken as (select count(pgqueue.wake(queue)) from (select distinct queue from don
 select t.id, case
   when d.id is not null then 'available'
   when a.id is not null then 'blocked by a live job with the same unique key'
-  when o.id is not null then 'already ' || coalesce((array['completed', 'cancelled', 'discarded', 'stopped'])[nullif(o.status, 0)], 'available')
+  when o.id is not null then 'already ' || coalesce(pgqueue.state_name(o.status), 'available')
   when f.final or f.state in ('scheduled', 'retryable') then 'not found'
   else coalesce('already ' || f.state, 'not found') end
 from target t left join found f on f.id = t.id left join own o on o.id = t.id left join able a on a.id = t.id
@@ -120,7 +123,7 @@ later as (
   on conflict (job_id) do update set due = excluded.due, claim = excluded.claim, state = excluded.state)
 select t.id, case
   when d.id is not null then case d.state when 'retryable' then 'retryable' else 'scheduled' end
-  when o.id is not null then 'already ' || (array['completed', 'cancelled', 'discarded', 'stopped'])[o.status]
+  when o.id is not null then 'already ' || pgqueue.state_name(o.status)
   when f.state in ('scheduled', 'retryable', 'available') then 'not found'
   else coalesce('already ' || f.state, 'not found') end
 from target t left join found f on f.id = t.id left join own o on o.id = t.id left join done d on d.id = t.id
@@ -152,7 +155,7 @@ again as (
 woken as (select count(pgqueue.wake(queue)) from (select distinct queue from done where state = 'available') q)
 select t.id, case
   when d.id is not null then d.state
-  when o.id is not null then 'already ' || (array['completed', 'cancelled', 'discarded', 'stopped'])[o.status]
+  when o.id is not null then 'already ' || pgqueue.state_name(o.status)
   when f.state in ('pending', 'scheduled', 'retryable', 'available') then 'not found'
   else coalesce('already ' || f.state, 'not found') end
 from target t left join found f on f.id = t.id left join own o on o.id = t.id left join done d on d.id = t.id, woken
@@ -165,7 +168,8 @@ found as materialized (
   select v.id, v.state, j.status, j.claim
   from target t join pgqueue.jobs v on v.id = t.id join pgqueue.job j on j.id = t.id),
 own as materialized (  -- one that has changed meanwhile stays: what came with the change would stay behind
-  select j.id, j.status, (j.status, j.claim) = (f.status, f.claim) as same from pgqueue.job j join found f on f.id = j.id
+  select j.id, j.status, (j.status, j.claim) = (f.status, f.claim) as same
+  from pgqueue.job j join found f on f.id = j.id
   where f.state <> 'running' order by j.id for update of j),
 done as (
   delete from pgqueue.job j using own where j.id = own.id and own.same returning j.id, j.queue, j.kind, j.unique_key),
@@ -178,10 +182,12 @@ unasked as (delete from pgqueue.request r using done d where r.job_id = d.id),
 attempts as (delete from pgqueue.attempt a using done d where a.job_id = d.id),
 checkins as (delete from pgqueue.checkin c using done d where c.job_id = d.id),
 logs as (delete from pgqueue.log l using done d where l.job_id = d.id),
-freed as (delete from pgqueue.unique_key u using done d where u.kind = d.kind and u.key = d.unique_key and u.job_id = d.id)
+freed as (
+  delete from pgqueue.unique_key u using done d
+  where u.kind = d.kind and u.key = d.unique_key and u.job_id = d.id)
 select t.id, case
   when d.id is not null then 'deleted'
-  when o.id is not null then 'already ' || coalesce((array['completed', 'cancelled', 'discarded', 'stopped'])[nullif(o.status, 0)], 'available')
+  when o.id is not null then 'already ' || coalesce(pgqueue.state_name(o.status), 'available')
   when f.state = 'running' then 'already running'
   else 'not found' end
 from target t left join found f on f.id = t.id left join own o on o.id = t.id left join done d on d.id = t.id
@@ -203,7 +209,8 @@ select true from done, woken
 
 -- name: get
 -- Jobs by id, newest first.
-select (to_jsonb(j) || jsonb_build_object('duration', extract(epoch from duration), 'timeout', extract(epoch from timeout)))::text
+select (to_jsonb(j)
+  || jsonb_build_object('duration', extract(epoch from duration), 'timeout', extract(epoch from timeout)))::text
 from pgqueue.jobs j
 where id = any(array(select value::bigint from jsonb_array_elements_text(%(ids)s::text::jsonb))) order by id desc
 
@@ -221,8 +228,8 @@ where (%(before)s::bigint is null or id < %(before)s::bigint)
 order by id desc limit %(limit)s::integer
 
 -- name: match_live
--- The same for one live state, found from the small side tables. `offset 0` keeps the planner from joining otherwise than
--- by the index of `job`: with a plan that was cached while the tables were small, 6,000 jobs took over 10 s.
+-- The same for one live state, found from the small side tables. `offset 0` keeps the planner from joining otherwise
+-- than by the index of `job`: with a plan that was cached while the tables were small, 6,000 jobs took over 10 s.
 with live as materialized (
   select u.id, r.claim from pgqueue.ready r, unnest(r.ids[r.taken + 1 :]) u (id) where %(state)s::text = 'available'
   union all select job_id, claim from pgqueue.suspect where %(state)s::text = 'available'

@@ -4,9 +4,9 @@
 -- lease that the attempt was claimed under still exists and is locked by this statement. A write that lost any of the
 -- three changes nothing. Locks are taken leases first, then jobs in id order.
 --
--- `case when status = 0 then true end` says the same as `status = 0`, but the planner can't guess from it that hardly any
--- row is open. It would, and pair every job with every outcome: 18 s instead of 20 ms for 500 of 100,000 jobs, with a
--- plan that was cached while the table was small.
+-- `case when status = 0 then true end` says the same as `status = 0`, but the planner can't guess from it that hardly
+-- any row is open. It would, and pair every job with every outcome: 18 s instead of 20 ms for 500 of 100,000 jobs, with
+-- a plan that was cached while the table was small.
 
 -- name: enqueue
 -- Insert jobs that differ in their arguments only, in the caller's transaction.
@@ -36,8 +36,9 @@ select array[id], 1, pgqueue.wake(queue) from job
 -- The ids come from what DELETE and UPDATE return, never from the locked SELECT: a chunk that changed between the
 -- snapshot and the lock would be handed out twice. Loses nothing with synchronous_commit off: a claim forgotten by a
 -- crashed server took its lease with it, so the completion finds no lease. The trailing rows (kind null)
--- are the marks, one per priority, in the columns that fit: the mark as id, the number of chunks as claim, that of their
--- ids as attempt, the time as expires_at. (Columns of their own would cost every job; JSON is text for the same reason.)
+-- are the marks, one per priority, in the columns that fit: the mark as id, the number of chunks as claim, that of
+-- their ids as attempt, the time as expires_at. (Columns of their own would cost every job; JSON is text for the same
+-- reason.)
 with setting as materialized (select set_config('synchronous_commit', 'off', true)),
 head as materialized (
   select r.place, r.seq, r.length, r.bytes
@@ -108,8 +109,8 @@ union all
 select null, 0, null, null, null, 0, null, null, null, clock_timestamp(), null, null from job
 
 -- name: survey
--- What is there in a queue? Priorities outside the known ones that have work for us (found in the gaps between these, so
--- that the dead index entries of a known priority, which pile up while an old transaction runs, are not walked), and
+-- What is there in a queue? Priorities outside the known ones that have work for us (found in the gaps between these,
+-- so that the dead index entries of a known priority, which pile up while an old transaction runs, are not walked), and
 -- whether a known one has. Locks nothing.
 with recursive gap as (
   select lower, lead(lower, 1, 32768) over (order by lower) as upper
@@ -153,7 +154,8 @@ done as (
     and j.id = any(%(ids)s::bigint[])  -- nothing new, but with it the rows are found 0.8 us a job sooner
   returning j.id, j.queue, j.kind, j.unique_key, a.finished_at - a.started_at as duration),
 freed as (
-  delete from pgqueue.unique_key u using done d where d.unique_key is not null and u.kind = d.kind and u.key = d.unique_key),
+  delete from pgqueue.unique_key u using done d
+  where d.unique_key is not null and u.kind = d.kind and u.key = d.unique_key),
 counted as (
   insert into pgqueue.tally (minute, queue, kind, state, jobs, seconds, longest)
   select date_trunc('minute', clock_timestamp()), queue, kind, 'completed', count(*), extract(epoch from sum(duration)),
@@ -169,7 +171,8 @@ except all select id from done
 -- false for those passed over; an id that is missing was lost.
 with setting as materialized (select set_config('lock_timeout', '100ms', true)),
 held as materialized (
-  select id, worker_id from pgqueue.lease where id = any(%(whole)s::bigint[] || %(part)s::bigint[]) and (select true from setting) order by id
+  select id, worker_id from pgqueue.lease
+  where id = any(%(whole)s::bigint[] || %(part)s::bigint[]) and (select true from setting) order by id
   for update),
 outcome as materialized (
   select o.id, o.claim, o.lease, h.worker_id, o.attempt_cost, o.crash_cost, o.solo, o.result, o.delay, o.started_at,
@@ -177,7 +180,8 @@ outcome as materialized (
     case when r.job_id is null or o.state = 'completed' then o.state
       when r.action = 'cancel' then 'cancelled' else 'stopped' end as state,
     case when r.job_id is null or o.state = 'completed' then o.error
-      when o.error is null or o.error ->> 'type' in ('Cancel', 'Stop') then jsonb_build_object('type', initcap(r.action),
+      when o.error is null or o.error ->> 'type' in ('Cancel', 'Stop') then jsonb_build_object(
+        'type', initcap(r.action),
         'message', coalesce(r.reason, o.error ->> 'message', 'asked for while it was running'))
       else o.error end as error
   from jsonb_to_recordset(%(outcomes)s::text::jsonb) as o (
@@ -192,7 +196,8 @@ own as materialized (
   where case when j.status = 0 then true end order by j.id for no key update of j skip locked),
 locked as (select id, lease from open where not exists (select from own where own.id = open.id)),
 ended as (
-  delete from pgqueue.lease where id = any(%(whole)s::bigint[]) and not exists (select from locked where locked.lease = lease.id)),
+  delete from pgqueue.lease
+  where id = any(%(whole)s::bigint[]) and not exists (select from locked where locked.lease = lease.id)),
 done as (
   update pgqueue.job j
   set status = case o.state when 'completed' then 1 when 'cancelled' then 2 when 'discarded' then 3
@@ -251,7 +256,8 @@ part as materialized (
 held as materialized (select * from whole union all select * from part),
 own as materialized (
   select j.id, h.solo from pgqueue.job j
-  join unnest(%(ids)s::bigint[], %(claims)s::integer[], %(leases)s::bigint[]) a (id, claim, lease) on a.id = j.id and a.claim = j.claim
+  join unnest(%(ids)s::bigint[], %(claims)s::integer[], %(leases)s::bigint[]) a (id, claim, lease)
+    on a.id = j.id and a.claim = j.claim
   join held h on h.id = a.lease
   where case when j.status = 0 then true end order by j.id for no key update of j),
 done as (

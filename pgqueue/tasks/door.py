@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import TypedDict
 
+from pgqueue.core.outcome import storable
 from pgqueue.core.retry import MAX_ATTEMPTS_LIMIT
 from pgqueue.errors import InvalidArguments, InvalidJob
 from pgqueue.tasks.json_text import encode_object
@@ -26,6 +27,7 @@ UNIQUE_KEY_LIMIT = 512
 TAGS_LIMIT = 32
 TAG_LIMIT = 128
 TENANT_LIMIT = 128
+ID_HIGHEST = 2**63 - 1
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.:/-]{0,127}")
 
@@ -126,6 +128,23 @@ def check_tenant(value: object, what: str = "tenant") -> str:
     return _text(value, what, limit=TENANT_LIMIT)
 
 
+def check_id(value: object, what: str = "id") -> int:
+    """A job's number: from 1 to 2**63 - 1."""
+    return _whole(value, what, low=1, high=ID_HIGHEST)
+
+
+def check_reason(value: object, what: str = "reason") -> str | None:
+    """Any text or None; what PostgreSQL can't store of it is written out, and its middle is cut at 32 Ki characters."""
+    if value is not None and not isinstance(value, str):
+        raise _invalid(what, value, "must be a text")
+    return None if value is None else storable(value)
+
+
+def check_tag(value: object, what: str) -> str:
+    """1 to 128 characters."""
+    return _text(value, what, limit=TAG_LIMIT)
+
+
 def check_tags(value: object, what: str = "tags") -> tuple[str, ...]:
     """At most 32 texts of 1 to 128 characters, in the order given."""
     if isinstance(value, str) or not isinstance(value, Iterable):
@@ -133,7 +152,7 @@ def check_tags(value: object, what: str = "tags") -> tuple[str, ...]:
     tags = tuple(value)
     if len(tags) > TAGS_LIMIT:
         raise InvalidJob(f"{what}: {len(tags)} given, the limit is {TAGS_LIMIT}; drop some or put them in metadata")
-    return tuple(_text(tag, f"{what}[{index}]", limit=TAG_LIMIT) for index, tag in enumerate(tags))
+    return tuple(check_tag(tag, f"{what}[{index}]") for index, tag in enumerate(tags))
 
 
 def check_metadata(value: object, what: str = "metadata") -> str:

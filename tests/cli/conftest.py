@@ -13,6 +13,8 @@ from tests.cli.commands import APP
 
 @pytest.fixture(autouse=True)
 def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PGQUEUE_DSN", "PGQUEUE_DIRECT_DSN"):  # find_queue sets them: note what they were
+        monkeypatch.setenv(name, "")
     for name in [*os.environ]:
         if name.startswith(("PGQUEUE_", "DATABASE_URL", "PGHOST", "PGPORT", "PGUSER", "PGDATABASE", "PGPASSWORD")):
             monkeypatch.delenv(name)

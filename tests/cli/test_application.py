@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pgqueue import PgQueue
 from pgqueue.cli.application import find_queue
 from pgqueue.config import load
 from pgqueue.errors import ConfigError
@@ -85,3 +86,43 @@ def test_settings_that_the_application_contradicts_are_an_error(module: str) -> 
     assert "it names its database itself, so --dsn can't" in refusal(module, dsn="postgresql:///other")
     assert "it uses schema='own', but --schema says 'other'" in refusal(module, schema="other")
     assert find_queue(load({"app": module, "schema": "own"}, environ={})).dsn == "postgresql:///own"
+
+
+def direct_dsn_of(module: str, **flags: object) -> str | None:
+    """Where the worker of this application would LISTEN."""
+    q = find_queue(load({"app": module, **flags}, environ=os.environ))
+    return q.worker()._options.direct_dsn
+
+
+def test_the_way_around_the_pooler_that_is_configured_is_the_one_that_workers_take(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGQUEUE_DSN", "postgresql:///pooler")
+    monkeypatch.setenv("PGQUEUE_DIRECT_DSN", "")
+    Path(f"{module}.py").write_text(TASKS.replace("PgQueue()", "PgQueue(pooled=True)"))
+    assert direct_dsn_of(module) is None
+    Path("pgqueue.yaml").write_text("direct_dsn: postgresql:///direct\n")
+    assert direct_dsn_of(module) == "postgresql:///direct"
+    monkeypatch.setenv("PGQUEUE_DIRECT_DSN", "postgresql:///from_environment")
+    assert direct_dsn_of(module) == "postgresql:///from_environment"
+
+
+def test_the_environments_way_around_its_pooler_leads_to_no_database_that_was_named(
+    module: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGQUEUE_DIRECT_DSN", "postgresql:///direct")
+    own = PgQueue("postgresql:///own").worker()._options
+    assert (own.dsn, own.direct_dsn) == ("postgresql:///own", "postgresql:///own")
+    assert PgQueue("postgresql:///own", pooled=True).worker()._options.direct_dsn is None
+
+
+def test_a_direct_dsn_that_the_application_contradicts_is_an_error(module: str) -> None:
+    Path("pgqueue.yaml").write_text("direct_dsn: postgresql://user:secret@host/direct\n")
+    Path(f"{module}.py").write_text(
+        f"{TASKS}own = PgQueue('postgresql:///own')\nown.task(f.fn)\n"
+        "direct = PgQueue(direct_dsn='postgresql:///other')\ndirect.task(f.fn)\n"
+        "same = PgQueue('postgresql:///own', direct_dsn='postgresql://user:secret@host/direct')\nsame.task(f.fn)\n"
+    )
+    assert "it names its database itself, so pgqueue.yaml: direct_dsn can't say" in refusal(f"{module}:own")
+    assert "it names its direct_dsn itself, so pgqueue.yaml: direct_dsn can't say" in refusal(f"{module}:direct")
+    find_queue(load({"app": f"{module}:same"}, environ={}))

@@ -51,6 +51,14 @@ def test_the_sql_needs_no_database_and_makes_the_schema(empty_db: str) -> None:
     assert check(empty_db).is_current
 
 
+def test_behind_a_pooler_one_may_look_but_not_migrate(fresh_db: str) -> None:
+    refused = invoke("migrate", "base", "--yes", dsn=fresh_db, PGQUEUE_POOLED="1")
+    assert refused.exit_code == 2
+    assert "pooled is set, and a migration needs a session of its own: give direct_dsn" in refused.stderr
+    assert invoke("migrate", "--check", "--pooled", dsn=fresh_db).exit_code == 0
+    assert invoke("migrate", "--pooled", "--direct-dsn", fresh_db, dsn=fresh_db).exit_code == 0
+
+
 @pytest.mark.parametrize("args", ["--json", "--check"])
 def test_a_direct_connection_is_used_where_there_is_one(args: str, fresh_db: str) -> None:
     pooler = "postgresql://postgres@127.0.0.1:1/pooler"

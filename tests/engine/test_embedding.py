@@ -203,7 +203,12 @@ def test_a_changed_table_does_not_stop_a_running_worker(q: PgQueue, admin: psyco
 
     with working(q):
         assert q.result(quick.enqueue(1).id) == 1
-        admin.execute("drop view pgqueue.jobs, pgqueue.live_jobs, pgqueue.job_logs, pgqueue.job_attempts cascade")
+        views = value(
+            admin,
+            """select string_agg(oid::regclass::text, ',') from pg_class
+               where relkind = 'v' and relnamespace = 'pgqueue'::regnamespace""",
+        )
+        admin.execute(f"drop view {views}")
         admin.execute("alter table pgqueue.job alter tenant type varchar(200)")
         id = quick.enqueue(2).id
         until(admin, "select status = 1 from pgqueue.job where id = %s", id)

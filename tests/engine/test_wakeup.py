@@ -7,6 +7,7 @@ again by itself: only a notification can wake it. The clock is no witness in any
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,7 @@ import pytest
 from pgqueue import PgQueue, State
 from pgqueue.db import listen
 from pgqueue.engine import heartbeat
+from tests.db.pooler import Pooler
 from tests.engine.kit import PATIENCE, awaited, until, value, working
 
 HOUR = 3600.0
@@ -222,6 +224,26 @@ def test_without_a_listen_connection_it_polls(q: PgQueue, admin: psycopg.Connect
         assert value(admin, sessions, "pgqueue listen") == 0
         assert value(admin, sessions, "pgqueue claim") == 1
     behind_a_pooler.close()
+
+
+def test_where_the_direct_connection_leads_to_a_pooler_it_polls(
+    fresh_db: str, admin: psycopg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    with contextlib.closing(Pooler(fresh_db, "dropped")) as between:
+        q = PgQueue(between.dsn, pooled=True, direct_dsn=between.dsn)
+
+        @q.task
+        async def quick(n: int) -> int:
+            return n
+
+        with working(q):
+            for n in range(2):
+                assert q.result(quick.enqueue(n).id) == n
+            assert "direct_dsn" in caplog.text
+            assert "leads to a pooler: polling instead of LISTEN" in caplog.text
+            until(admin, _GATES, 0)
+        assert b"advisory" not in between.sent
+        q.close()
 
 
 def test_scheduled_jobs_start_when_they_are_due_and_not_before(q: PgQueue, admin: psycopg.Connection) -> None:

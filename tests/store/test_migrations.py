@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from pgqueue import PgQueue
 from pgqueue.db import schema as schemas
 from pgqueue.db.schema import (
     SCHEMA_MAX,
@@ -28,6 +30,7 @@ from pgqueue.db.schema import (
 )
 from pgqueue.demo.postgres import find_binaries
 from pgqueue.errors import ConfigError, MigrationError, SchemaMismatch
+from tests.db.pooler import Fate, Pooler
 
 REPOSITORY = Path(schemas.__file__).parents[2]
 SOON = timedelta(milliseconds=20)
@@ -305,6 +308,30 @@ def test_a_schema_newer_than_the_release_is_left_alone(fresh_db: str) -> None:
 
     with pytest.raises(SchemaMismatch, match=r"at version 9999.*pip install --upgrade"):
         migrate(fresh_db)
+
+
+@pytest.mark.parametrize("options", ["refused", "dropped"])
+def test_a_pooler_in_between_is_told_of_before_anything_is_left_in_its_session(empty_db: str, options: Fate) -> None:
+    with contextlib.closing(Pooler(empty_db, options)) as between:
+        with pytest.raises(ConfigError, match=r"there is a pooler behind this DSN .*: give direct_dsn"):
+            PgQueue(between.dsn).migrate()
+        assert b"advisory" not in between.sent
+        assert b"set " not in between.sent
+        assert PgQueue(between.dsn, pooled=True, direct_dsn=empty_db).migrate() == SCHEMA_MAX
+
+
+def test_whoever_says_that_there_is_a_pooler_has_to_name_a_way_around_it(empty_db: str) -> None:
+    with pytest.raises(ConfigError, match=r"pooled is set, .*: give direct_dsn"):
+        PgQueue(empty_db, pooled=True).migrate()
+    assert check(empty_db).current is None
+
+
+def test_where_there_is_nothing_to_migrate_nothing_is_set(fresh_db: str) -> None:
+    with contextlib.closing(Pooler(fresh_db, "passed")) as observer:
+        assert migrate(observer.dsn) == SCHEMA_MAX
+        assert b"select" in observer.sent
+        assert b"advisory" not in observer.sent
+        assert b"set " not in observer.sent
 
 
 def test_an_unknown_target_names_the_known_ones(empty_db: str) -> None:
