@@ -1,4 +1,4 @@
-# make demo    a PostgreSQL of its own, workers, jobs and the dashboard; Ctrl-C removes it all
+# make demo    a PostgreSQL of its own, workers and jobs; Ctrl-C removes it all
 # make test    every test, on PostgreSQL 18 (from the package registry) and on 15 where it is installed
 # make check   what a reviewer would say anyway: lint, format, types, imports
 # make bench   the benchmarks behind the numbers in README

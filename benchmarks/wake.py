@@ -13,11 +13,8 @@ from benchmarks.processes import python, worker
 from benchmarks.report import Figure, Report, interleave
 
 PROCESSES, THREADS = 8, 4
-BODIES = {
-    "no NOTIFY": "begin end",
-    "NOTIFY every time": "begin perform pg_notify('pgqueue.ready', queue_name); end",
-}
-REPLACE = "create or replace function pgqueue.wake(queue_name text) returns void language plpgsql as $${}$$"
+BODIES = {"no NOTIFY": "''", "NOTIFY every time": "pg_notify('pgqueue.ready', queue_name)::text"}
+REPLACE = "create or replace function pgqueue.wake(queue_name text) returns text language sql return {}"
 SHIPPED = "as shipped"
 
 

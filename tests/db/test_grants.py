@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import secrets
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -16,27 +18,29 @@ from pgqueue.db.failure import DatabaseError, sqlstate
 from tests.cli.commands import invoke
 
 PATIENCE = 30.0
-ENQUEUES = (  # each line by itself, to be left out in turn
-    "grant usage on schema pgqueue to {role}",
-    "grant insert on pgqueue.job to {role}",
-    "grant insert on pgqueue.ready to {role}",
-    "grant insert on pgqueue.waiting to {role}",
-    "grant insert on pgqueue.unique_key to {role}",
-    "grant select on pgqueue.job to {role}",
-    "grant select on pgqueue.unique_key to {role}",
-    "grant delete on pgqueue.unique_key to {role}",
-    "grant usage on sequence pgqueue.job_id_seq to {role}",
-)
-WORKS = (
-    "grant usage on schema pgqueue to {role}",
-    "grant select, insert, update, delete on all tables in schema pgqueue to {role}",
-    "grant usage on all sequences in schema pgqueue to {role}",
-)
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+
+def granted(to: str) -> list[str]:
+    """The lines of the README for one of its roles."""
+    return [f"{line} to {{role}}" for line in re.findall(rf"^(\w.*) to {to};", README, re.MULTILINE)]
+
+
+def one_by_one(lines: list[str]) -> list[str]:
+    """The same with a line for each object."""
+    pattern = r"(grant \w+ on )(pgqueue\.[\w, .]+)( to .*)"
+    split = [(found, line) for line in lines for found in [re.fullmatch(pattern, line)]]
+    return [
+        each
+        for found, line in split
+        for each in ([f"{found[1]}{name}{found[3]}" for name in found[2].split(", ")] if found else [line])
+    ]
+
+
+ENQUEUES = one_by_one(granted("app"))
+WORKS = granted("worker")
+READS = granted("reader")
 VIEWS = ("jobs", "live_jobs", "job_attempts", "job_logs", "job_stats", "queue_stats", "workers", "schedules")
-READS = (
-    "grant usage on schema pgqueue to {role}",
-    "grant select on all tables in schema pgqueue to {role}",
-)
 Conn = psycopg.Connection
 
 
@@ -197,6 +201,10 @@ def test_a_role_that_reads_sees_every_public_relation_and_changes_nothing(role: 
         for more in ("update pgqueue.job set attempt = 1", "select pgqueue.enqueue('x')"):
             with pytest.raises(errors.InsufficientPrivilege):
                 conn.execute(more)
+
+
+def test_the_readme_lists_grants_for_each_of_its_roles() -> None:
+    assert (len(ENQUEUES), len(WORKS), len(READS)) == (9, 5, 2)
 
 
 def test_the_readers_views_are_all_the_views_there_are(admin: Conn) -> None:
