@@ -66,7 +66,8 @@ class Fleet:
         """(pid, job, attempt, event) as they were noted."""
         if not self.ledger.exists():
             return []
-        rows = (line.split() for line in self.ledger.read_text().splitlines())
+        whole, _, _ = self.ledger.read_text().rpartition("\n")  # what is being written has no end of line yet
+        rows = (line.split() for line in whole.splitlines())
         return [(int(pid), int(job), int(attempt), event) for pid, job, attempt, event in rows]
 
     def count(self, event: str) -> Counter[int]:
