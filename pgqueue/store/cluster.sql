@@ -32,9 +32,10 @@ select
 
 -- name: rescue
 -- Take the jobs of silent, stopped or vanished workers from them: at most 20 leases. Jobs whose rows somebody has
--- locked (a *_tx about to commit) stay for the next sweep. The first time a job is only a suspect: whether it had
--- started isn't known. If it was the only job that its worker held, the worker died of it; three such crashes discard
--- it. Beside others anyone may be at fault: that counts only after ten deaths.
+-- locked (a *_tx about to commit) stay for the next sweep; what the others have made durable goes with them. The first
+-- time a job is only a suspect: whether it had started isn't known. If it was the only job that its worker held, the
+-- worker died of it; three such crashes discard it. Beside others anyone may be at fault: that counts only after ten
+-- deaths.
 with setting as materialized (select set_config('lock_timeout', '100ms', true)),
 dead as materialized (
   select l.id, l.worker_id, l.solo, l.ids, l.claims from pgqueue.lease l
@@ -53,13 +54,16 @@ own as materialized (
   select o.*, r.action, r.reason from pgqueue.job j join open o on o.id = j.id and o.claim = j.claim
   left join pgqueue.request r on r.job_id = j.id
   where case when j.status = 0 then true end order by j.id for no key update of j skip locked),
+taken as materialized (select * from pgqueue.take_checkpoints(array(select id from own))),
 done as (
   update pgqueue.job j
   set claim = j.claim + 1, crashes = j.crashes + o.crashed::integer, worker_id = o.worker_id,
     status = case when o.action = 'cancel' then 2 when o.action = 'stop' then 4
       when o.crashed and j.crashes >= 2 then 3 else 0 end,
-    finalized_at = case when o.action is not null or o.crashed and j.crashes >= 2 then clock_timestamp() end
-  from own o where j.id = o.id
+    finalized_at = case when o.action is not null or o.crashed and j.crashes >= 2 then clock_timestamp() end,
+    metadata = case when t.job_id is null then j.metadata
+      else pgqueue.fold(j.metadata, t.kept, null, t.rows, false) end
+  from own o left join taken t on t.job_id = o.id where j.id = o.id
   returning j.id, j.claim, o.claim as old_claim, j.queue, j.kind, j.status, j.attempt, j.crashes, j.unique_key,
     o.worker_id, o.crashed, o.action, o.reason),
 suspected as (
@@ -134,7 +138,8 @@ on conflict (id) do update set seen_at = clock_timestamp(), stopped_at = null
 returning id
 
 -- name: tidy
--- Fold old sums, forget workers gone for a day, leases that were tombstones, and requests that nothing can answer.
+-- Fold old sums, forget workers gone for a day, leases that were tombstones, and requests and checkpoints that nothing
+-- can answer or fold any more.
 -- Correct without a leader: who doesn't get the lock leaves it to who has it.
 with turn as materialized (select pg_try_advisory_xact_lock(hashtext('pgqueue.tidy')) as mine),
 old as (
@@ -169,5 +174,8 @@ stale as (
   delete from pgqueue.request where job_id = any (array(
     select r.job_id from pgqueue.request r where (select mine from turn)
       and not exists (select from pgqueue.job j where j.id = r.job_id and j.status = 0)
-    for update skip locked)))
+    for update skip locked))),
+outlived as (  -- a complete_tx under REPEATABLE READ doesn't see what was committed after its snapshot
+  delete from pgqueue.checkpoint c where (select mine from turn)
+    and not exists (select from pgqueue.job j where j.id = c.job_id and j.status = 0))
 select (select count(*) from old)

@@ -3,6 +3,7 @@
 -- `found` is how a job looked when the statement began, `own` how it looks since it is locked: the answer tells of the
 -- second. Rows of the side tables that came in between are not seen; the claim number makes them void. A job that was
 -- available leaves a void entry in `ready`, which a claim passes over; `void` counts them, lest anybody be told of it.
+-- `taken`: a job that is claimed in this very instant may have made a part of its checkpoint durable by now.
 
 -- name: cancel
 -- Cancel or stop jobs: a waiting one is final at once, a claimed one is asked to. One row (id, answer) per id given.
@@ -16,10 +17,13 @@ found as materialized (
 own as materialized (
   select j.id, j.status from pgqueue.job j join found f on f.id = j.id
   where f.status = 0 and not f.claimed order by j.id for no key update of j),
+taken as materialized (select * from pgqueue.take_checkpoints(array(select id from own))),
 done as (
   update pgqueue.job j
-  set status = case %(action)s::text when 'cancel' then 2 else 4 end, finalized_at = clock_timestamp()
-  from own where j.id = own.id and own.status = 0
+  set status = case %(action)s::text when 'cancel' then 2 else 4 end, finalized_at = clock_timestamp(),
+    metadata = case when t.job_id is null then j.metadata
+      else pgqueue.fold(j.metadata, t.kept, null, t.rows, false) end
+  from own left join taken t on t.job_id = own.id where j.id = own.id and own.status = 0
   returning j.id, j.queue, j.kind, j.unique_key, j.claim, j.attempt),
 unscheduled as (delete from pgqueue.waiting w using done d where w.job_id = d.id returning w.job_id),
 unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id returning s.job_id),
@@ -76,12 +80,14 @@ key as (  -- after the job's row, as `complete` frees it after that
   select kind, unique_key, id from able
   where final and unique_key is not null and (select count(*) from stale) >= 0 order by kind, unique_key
   on conflict do nothing returning job_id),
+taken as materialized (select * from pgqueue.take_checkpoints(array(select id from able))),
 done as (
   update pgqueue.job j
   set status = 0, claim = j.claim + 1, finalized_at = null, started_at = null, result = null, scheduled_at = null,
     attempt = case when a.final then 0 else j.attempt end, crashes = case when a.final then 0 else j.crashes end,
-    metadata = case when %(restart)s::boolean or a.status = 1 then j.metadata - 'pgqueue' else j.metadata end
-  from able a
+    metadata = case when %(restart)s::boolean or a.status = 1 then j.metadata - 'pgqueue'
+      when t.job_id is null then j.metadata else pgqueue.fold(j.metadata, t.kept, null, t.rows, false) end
+  from able a left join taken t on t.job_id = a.id
   where j.id = a.id and (not a.final or a.unique_key is null or a.id in (select job_id from key))
   returning j.id, j.queue, j.priority, j.kind, j.claim, pgqueue.size_of(j.args, j.metadata) as bytes),
 unscheduled as (delete from pgqueue.waiting w using done d where w.job_id = d.id),
@@ -109,8 +115,13 @@ found as materialized (select j.id, j.state from target t join pgqueue.jobs j on
 own as materialized (
   select j.id, j.status, f.state from pgqueue.job j join found f on f.id = j.id
   where f.state in ('scheduled', 'retryable', 'available') order by j.id for no key update of j),
+taken as materialized (select * from pgqueue.take_checkpoints(array(select id from own))),
 done as (
-  update pgqueue.job j set claim = j.claim + 1, scheduled_at = due.at from own, due
+  update pgqueue.job j
+  set claim = j.claim + 1, scheduled_at = due.at,
+    metadata = case when t.job_id is null then j.metadata
+      else pgqueue.fold(j.metadata, t.kept, null, t.rows, false) end
+  from due, own left join taken t on t.job_id = own.id
   where j.id = own.id and own.status = 0
   returning j.id, j.queue, j.claim, own.state, due.at),
 unsuspected as (delete from pgqueue.suspect s using done d where s.job_id = d.id returning s.job_id),
@@ -136,8 +147,13 @@ found as materialized (select j.id, j.state from target t join pgqueue.jobs j on
 own as materialized (
   select j.id, j.status, f.state from pgqueue.job j join found f on f.id = j.id
   where f.state in ('pending', 'scheduled', 'retryable', 'available') order by j.id for no key update of j),
+taken as materialized (select * from pgqueue.take_checkpoints(array(select id from own))),
 done as (
-  update pgqueue.job j set claim = j.claim + 1, priority = %(priority)s::integer from own
+  update pgqueue.job j
+  set claim = j.claim + 1, priority = %(priority)s::integer,
+    metadata = case when t.job_id is null then j.metadata
+      else pgqueue.fold(j.metadata, t.kept, null, t.rows, false) end
+  from own left join taken t on t.job_id = own.id
   where j.id = own.id and own.status = 0
   returning j.id, j.claim, j.queue, j.priority, j.kind, own.state, pgqueue.size_of(j.args, j.metadata) as bytes),
 waiting as (  -- inserted again if it has been staged meanwhile: what was staged is void
@@ -181,6 +197,7 @@ voided as (
 unasked as (delete from pgqueue.request r using done d where r.job_id = d.id),
 attempts as (delete from pgqueue.attempt a using done d where a.job_id = d.id),
 checkins as (delete from pgqueue.checkin c using done d where c.job_id = d.id),
+checkpoints as (select count(*) from pgqueue.take_checkpoints(array(select id from own where same))),
 logs as (delete from pgqueue.log l using done d where l.job_id = d.id),
 freed as (
   delete from pgqueue.unique_key u using done d
@@ -190,7 +207,8 @@ select t.id, case
   when o.id is not null then 'already ' || coalesce(pgqueue.state_name(o.status), 'available')
   when f.state = 'running' then 'already running'
   else 'not found' end
-from target t left join found f on f.id = t.id left join own o on o.id = t.id left join done d on d.id = t.id
+from target t left join found f on f.id = t.id left join own o on o.id = t.id left join done d on d.id = t.id,
+  checkpoints
 order by t.id
 
 -- name: pause

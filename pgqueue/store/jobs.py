@@ -1,4 +1,4 @@
-"""The life of a job as statements: enqueue, claim, complete, settle, give back. Pure: building one does no I/O."""
+"""The life of a job as statements: enqueue, claim, keep, complete, settle, give back. Pure: none of them does I/O."""
 
 from __future__ import annotations
 
@@ -134,8 +134,56 @@ def complete(acks: Acks, *, whole: Sequence[int], part: Sequence[int], schema: s
     return Statement(queries("jobs.sql", schema)["complete"], params, lambda rows: [_int(row[0]) for row in rows])
 
 
+def set_checkpoint(
+    job: int, claim: int, lease: int, part: str, name: str, value: str, *, schema: str
+) -> Statement[None]:
+    """Make a part of an attempt's checkpoint durable with the caller's transaction, on any connection.
+
+    part   "done", "cursor" or "data"; name: of the step or key; value: JSON text
+    fails with SQLSTATE PQ001 if the attempt has lost its lease
+    """
+    params = {"job": job, "claim": claim, "lease": lease, "part": part, "name": name, "value": value}
+    return Statement(queries("jobs.sql", schema)["set_checkpoint"], params, lambda rows: None)
+
+
+def complete_tx(
+    job: int,
+    claim: int,
+    lease: int,
+    result: str | None,
+    started_us: int | None,
+    *,
+    patch: str | None = None,
+    schema: str,
+) -> Statement[None]:
+    """Complete the job with the caller's transaction, on any connection.
+
+    result      JSON text
+    started_us  when the attempt started, in microseconds since 1970
+    patch       what the attempt adds to the checkpoint: of a completed job its data stays
+    fails with SQLSTATE PQ001 if the attempt has lost its lease
+    """
+    params = {
+        "job": job, "claim": claim, "lease": lease, "result": result, "started_us": started_us, "patch": patch,
+    }  # fmt: skip
+    return Statement(queries("jobs.sql", schema)["complete_tx"], params, lambda rows: None)
+
+
+def keep(document: str, *, schema: str) -> Statement[list[int]]:
+    """Make what running attempts have done so far durable; answers with the ids that were kept.
+
+    document  a JSON array of {"id", "claim", "lease", "patch"}, one per job: the patch as in an outcome's `checkpoint`
+    """
+    params = {"document": document}
+    return Statement(queries("jobs.sql", schema)["keep"], params, lambda rows: [_int(row[0]) for row in rows])
+
+
 def settle(outcomes: str, *, whole: Sequence[int], part: Sequence[int], schema: str) -> Statement[dict[int, bool]]:
-    """Record the outcomes of a JSON array; answers id -> True (recorded) or False (its row is locked: try again)."""
+    """Record the outcomes of a JSON array; answers id -> True (recorded) or False (its row is locked: try again).
+
+    An outcome's `checkpoint`, if it has one, is merged into the job's: {"done": {}, "cursor": {}, "data": {}}, any part
+    of it; data of null is deleted.
+    """
     params = {"outcomes": outcomes, "whole": int8_array(whole), "part": int8_array(part)}
     return Statement(
         queries("jobs.sql", schema)["settle"], params, lambda rows: {_int(row[0]): bool(row[1]) for row in rows}

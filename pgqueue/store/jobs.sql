@@ -1,8 +1,11 @@
--- The life of a job: enqueue, claim, complete, settle, give back.
+-- The life of a job: enqueue, claim, keep, complete, settle, give back.
 --
 -- The fence, in every write-back: the row shows the claim number of this attempt, is still open (status 0), and the
 -- lease that the attempt was claimed under still exists and is locked by this statement. A write that lost any of the
 -- three changes nothing. Locks are taken leases first, then jobs in id order.
+--
+-- Rows of `checkpoint` belong to who has the job's row locked. Whatever ends an attempt takes them, by a snapshot newer
+-- than the lock (see take_checkpoints), and folds them into the metadata.
 --
 -- `case when status = 0 then true end` says the same as `status = 0`, but the planner can't guess from it that hardly
 -- any row is open. It would, and pair every job with every outcome: 18 s instead of 20 ms for 500 of 100,000 jobs, with
@@ -133,9 +136,50 @@ select array(
     select from pgqueue.ready where queue = %(queue)s::text and priority = p.priority and seq > p.mark
       and kind = any(%(kinds)s::text[]) limit 1) r)
 
+-- name: set_checkpoint
+-- Make a part of a running attempt's checkpoint durable with the caller's transaction.
+select pgqueue.set_checkpoint(%(job)s::bigint, %(claim)s::integer, %(lease)s::bigint, %(part)s::text, %(name)s::text,
+  %(value)s::text::jsonb)
+
+-- name: complete_tx
+-- Complete the job of a running attempt with the caller's transaction.
+select pgqueue.complete_tx(%(job)s::bigint, %(claim)s::integer, %(lease)s::bigint, %(result)s::text::jsonb,
+  timestamptz 'epoch' + %(started_us)s::bigint * interval '1 microsecond', %(patch)s::text::jsonb)
+
+-- name: keep
+-- Make what running attempts have done so far durable. Never over what a transaction of the caller's wrote; one that is
+-- open has its job locked, and that job is passed over. Answers with the ids that were kept. A name that no index entry
+-- could hold must not stop the others: it waits for the end of the attempt.
+with setting as materialized (select set_config('lock_timeout', '100ms', true)),
+entry as materialized (
+  select e.id, e.claim, e.lease, e.patch
+  from jsonb_to_recordset(%(document)s::text::jsonb) as e (id bigint, claim integer, lease bigint, patch jsonb)),
+held as materialized (
+  select id from pgqueue.lease where id = any (array(select lease from entry)) and (select true from setting)
+  order by id for key share),
+own as materialized (
+  select j.id, e.patch
+  from pgqueue.job j join entry e on e.id = j.id and e.claim = j.claim join held h on h.id = e.lease
+  where case when j.status = 0 then true end order by j.id for no key update of j skip locked),
+news as materialized (
+  select o.id, p.part, n.name, n.value
+  from own o cross join (values ('done'), ('cursor'), ('data')) p (part)
+  cross join jsonb_each(case jsonb_typeof(o.patch -> p.part) when 'object' then o.patch -> p.part end) n (name, value)
+  where octet_length(n.name) <= 2000
+    and not (p.part = 'cursor' and coalesce(o.patch -> 'done', '{}') ? n.name)),
+written as (
+  insert into pgqueue.checkpoint as c (job_id, part, name, value) select id, part, name, value from news
+  on conflict (job_id, part, name) do update set value = excluded.value
+  where not c.by_tx and c.value <> excluded.value),
+passed as (
+  delete from pgqueue.checkpoint c using news n
+  where n.part = 'done' and c.job_id = n.id and c.part = 'cursor' and c.name = n.name and not c.by_tx)
+select id from own
+
 -- name: complete
 -- Record successful attempts that returned nothing: one HOT update per job. Answers with the ids that were lost.
 -- A lease in `whole` is done with and goes; of one in `part` some jobs are still running.
+-- Not for a job with a checkpoint: it is settled.
 with setting as materialized (select set_config('lock_timeout', '100ms', true)),
 whole as (
   delete from pgqueue.lease where id = any(%(whole)s::bigint[]) and (select true from setting) returning id, worker_id),
@@ -166,7 +210,8 @@ where (select count(*) from done) <> cardinality(%(ids)s::bigint[])
 except all select id from done
 
 -- name: settle
--- Record every other outcome, from one JSON document: results, failures, snoozes, interruptions, crashes.
+-- Record every other outcome, from one JSON document: results, failures, snoozes, interruptions, crashes; with what the
+-- attempt adds to the job's checkpoint.
 -- Rows that somebody has locked are passed over, and their lease is kept. Answers with (id, recorded): true, or
 -- false for those passed over; an id that is missing was lost.
 with setting as materialized (select set_config('lock_timeout', '100ms', true)),
@@ -176,7 +221,7 @@ held as materialized (
   for update),
 outcome as materialized (
   select o.id, o.claim, o.lease, h.worker_id, o.attempt_cost, o.crash_cost, o.solo, o.result, o.delay, o.started_at,
-    o.finished_at,
+    o.finished_at, o.checkpoint,
     case when r.job_id is null or o.state = 'completed' then o.state
       when r.action = 'cancel' then 'cancelled' else 'stopped' end as state,
     case when r.job_id is null or o.state = 'completed' then o.error
@@ -186,18 +231,20 @@ outcome as materialized (
       else o.error end as error
   from jsonb_to_recordset(%(outcomes)s::text::jsonb) as o (
     id bigint, claim integer, lease bigint, state text, delay double precision, attempt_cost smallint,
-    crash_cost smallint, solo boolean, error jsonb, result jsonb, started_at timestamptz, finished_at timestamptz)
+    crash_cost smallint, solo boolean, error jsonb, result jsonb, checkpoint jsonb, started_at timestamptz,
+    finished_at timestamptz)
   join held h on h.id = o.lease left join pgqueue.request r on r.job_id = o.id),
 open as materialized (
   select o.id, o.lease from outcome o join pgqueue.job j on j.id = o.id and j.claim = o.claim
   where case when j.status = 0 then true end),
 own as materialized (
-  select j.id from pgqueue.job j join outcome o on o.id = j.id and o.claim = j.claim
+  select o.* from pgqueue.job j join outcome o on o.id = j.id and o.claim = j.claim
   where case when j.status = 0 then true end order by j.id for no key update of j skip locked),
-locked as (select id, lease from open where not exists (select from own where own.id = open.id)),
+locked as (select id, lease from open where id not in (select id from own)),  -- `not exists` is quadratic here
 ended as (
   delete from pgqueue.lease
   where id = any(%(whole)s::bigint[]) and not exists (select from locked where locked.lease = lease.id)),
+taken as materialized (select * from pgqueue.take_checkpoints(array(select id from own))),
 done as (
   update pgqueue.job j
   set status = case o.state when 'completed' then 1 when 'cancelled' then 2 when 'discarded' then 3
@@ -205,8 +252,10 @@ done as (
     claim = j.claim + (o.state in ('retryable', 'scheduled', 'available'))::integer,
     attempt = j.attempt + o.attempt_cost, crashes = j.crashes + o.crash_cost,
     started_at = coalesce(o.started_at, j.started_at), worker_id = o.worker_id, result = o.result,
-    finalized_at = case when o.state not in ('retryable', 'scheduled', 'available') then o.finished_at end
-  from outcome o join own on own.id = o.id
+    finalized_at = case when o.state not in ('retryable', 'scheduled', 'available') then o.finished_at end,
+    metadata = case when o.checkpoint is null and t.job_id is null and not j.metadata ? 'pgqueue' then j.metadata
+      else pgqueue.fold(j.metadata, t.kept, o.checkpoint, t.rows, o.state = 'completed') end
+  from own o left join taken t on t.job_id = o.id
   where j.id = o.id and j.claim = o.claim and case when j.status = 0 then true end
   returning j.id, j.claim, j.queue, j.kind, j.priority, j.unique_key, j.attempt, j.status, o.claim as old_claim,
     o.state, o.delay, o.solo, o.error, o.attempt_cost, o.worker_id, o.started_at, o.finished_at,

@@ -33,7 +33,7 @@ FINISHED = STARTED + 1_000_000
 _leases = itertools.count(1)
 
 # Everything short-lived: empty once all jobs are final, except for the tally.
-SIDE_TABLES = ("ready", "waiting", "lease", "suspect", "request", "unique_key")
+SIDE_TABLES = ("ready", "waiting", "lease", "suspect", "request", "unique_key", "checkpoint")
 
 
 class Ack(NamedTuple):
@@ -195,6 +195,24 @@ class Desk:
         batch = self.run(jobs.claim_suspect(queue, worker=self.worker, lease=lease, kinds=KINDS, schema=self.schema))
         return Held(lease, list(batch.jobs), batch)
 
+    # checkpoints; values are Python's
+
+    def set_checkpoint(self, held: Held, part: str, name: str, value: object, *, job: int = 0) -> None:
+        """As from the transaction of the `job`-th of the held jobs."""
+        id, claim = held.jobs[job].id, held.jobs[job].claim
+        self.run(jobs.set_checkpoint(id, claim, held.lease, part, name, json.dumps(value), schema=self.schema))
+
+    def complete_tx(self, held: Held, result: object = None, *, job: int = 0, patch: object = None) -> None:
+        id, claim = held.jobs[job].id, held.jobs[job].claim
+        result, patch = (None if each is None else json.dumps(each) for each in (result, patch))
+        statement = jobs.complete_tx(id, claim, held.lease, result, STARTED, patch=patch, schema=self.schema)
+        self.run(statement)
+
+    def keep(self, held: Held, patch: object) -> list[int]:
+        """The same patch for all held jobs; the ids that were kept."""
+        entries = [{"id": job.id, "claim": job.claim, "lease": held.lease, "patch": patch} for job in held.jobs]
+        return self.run(jobs.keep(json.dumps(entries), schema=self.schema))
+
     # endings; `part`: the lease has jobs left
 
     def complete(self, held: Held, chosen: Iterable[Claimed] | None = None, *, part: bool = False) -> list[int]:
@@ -234,6 +252,10 @@ class Desk:
     def job(self, id: int) -> Job:
         (found,) = self.run(control.get([id], schema=self.schema))
         return found
+
+    def metadata(self, id: int, *, of: str = "jobs") -> object:
+        """As the view shows it, or as the row of table `job` has it."""
+        return self.value(f"select metadata from pgqueue.{of} where id = %s", id)
 
     def state(self, id: int) -> str:
         return str(self.value("select state from pgqueue.jobs where id = %s", id))

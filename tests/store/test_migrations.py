@@ -238,7 +238,7 @@ def test_the_printed_sql_does_the_same_as_migrate(empty_db: str, fresh_db: str) 
 def test_a_transaction_in_the_way_is_named(fresh_db: str) -> None:
     before = describe(fresh_db)
     with psycopg.connect(fresh_db, application_name="nightly report") as conn:
-        conn.execute("select count(*) from pgqueue.job")
+        conn.execute("select count(*) from pgqueue.jobs")
 
         with pytest.raises(
             MigrationError, match=f"pid {conn.info.backend_pid} .*nightly report.* transaction open for"
@@ -250,7 +250,7 @@ def test_a_transaction_in_the_way_is_named(fresh_db: str) -> None:
 def test_a_migration_steps_back_and_tries_again_when_the_way_is_free(fresh_db: str) -> None:
     told = []
     with psycopg.connect(fresh_db) as conn:
-        conn.execute("select count(*) from pgqueue.job")
+        conn.execute("select count(*) from pgqueue.jobs")
 
         def make_way(line: str) -> None:
             told.append(line)

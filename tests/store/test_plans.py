@@ -149,6 +149,7 @@ def test_endings_look_jobs_up(desk: Desk, mode: str, size: int) -> None:
         jobs.complete(columns(acks), whole=[1], part=[], schema="pgqueue"),
         jobs.settle(document, whole=[1], part=[], schema="pgqueue"),
         jobs.give_back(back, whole=[1], part=[], schema="pgqueue"),
+        jobs.keep(document, schema="pgqueue"),
     ):
         found = plan(desk, statement, mode)
         assert "job_pkey" in indexes(found)
@@ -207,15 +208,23 @@ def test_live_jobs_are_found_without_their_history(crowd: Desk, state: str) -> N
 
 
 @pytest.mark.parametrize("analyzed", [True, False])
-@pytest.mark.parametrize("ending", ["complete", "settle", "give back", "rescue"])
+@pytest.mark.parametrize(
+    "ending", ["complete", "settle", "keep", "settle with checkpoints", "give back", "rescue", "delete"]
+)
 def test_a_plan_from_the_time_when_the_tables_were_small_does_no_harm(
     fresh_db: str, ending: str, analyzed: bool
 ) -> None:
     endings: dict[str, Callable[[Desk, Held], object]] = {
         "complete": lambda desk, held: desk.complete(held),
         "settle": lambda desk, held: desk.settle(held, "completed"),
+        "keep": lambda desk, held: desk.keep(held, {"data": {"a": 1}}),
+        "settle with checkpoints": lambda desk, held: (
+            desk.keep(held, {"data": {"a": 1}}),
+            desk.settle(held, "completed"),
+        ),
         "give back": lambda desk, held: desk.give_back(held),
         "rescue": lambda desk, held: desk.die(),
+        "delete": lambda desk, held: (desk.settle(held, "cancelled"), desk.apply(Verb.DELETE, *held.ids)),
     }
     with Desk(fresh_db) as desk:
         desk.sql("alter table pgqueue.job set (autovacuum_enabled = off)")

@@ -112,14 +112,21 @@ def run_the_rest(desk: Desk) -> None:
     desk.run(cluster.tidy(schema=schema))
     assert desk.run(jobs.forget(lease, worker=worker, schema=schema))
     assert desk.run(jobs.held(lease, schema=schema)).jobs == []
+    desk.insert({"queue": "tx"})
+    running = desk.claim(queue="tx")
+    assert desk.keep(running, {"data": {"a": 1}}) == running.ids
+    desk.set_checkpoint(running, "data", "b", 2)
+    assert desk.metadata(running.ids[0]) == {"pgqueue": {"data": {"a": 1, "b": 2}}}
+    desk.complete_tx(running)
+    assert desk.apply(Verb.DELETE, *running.ids) == dict.fromkeys(running.ids, "deleted")
     assert desk.run(jobs.survey("default", kinds=KINDS, marks={}, schema=schema))[0] == [0]
     assert desk.run(control.pause("default", schema=schema))
     assert desk.run(control.resume("default", schema=schema))
     assert desk.run(control.match(control.Filter(kind="k"), limit=5, before=None, schema=schema))
     assert desk.run(control.match(control.Filter(state=State.AVAILABLE), limit=5, before=None, schema=schema))
-    assert [each.queue for each in desk.run(control.queues(schema=schema))] == ["default"]
+    assert [each.queue for each in desk.run(control.queues(schema=schema))] == ["default", "tx"]
     assert desk.run(control.workers(schema=schema))[0].lease >= timedelta(seconds=1)
-    assert desk.run(control.stats(schema=schema))["completed"] == 1
+    assert desk.run(control.stats(schema=schema))["completed"] == 2
     desk.run(cluster.sign_off(worker, schema=schema))
 
 
