@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol, runtime_checkable
+
+import msgspec
 
 from pgqueue.context import AsyncContext, BaseContext, Context, Interrupt, RunningJob, read_metadata
 from pgqueue.core.job import Claimed
@@ -18,6 +20,7 @@ from pgqueue.engine.child import ChildJob, Flags
 from pgqueue.engine.lane import Attempt
 from pgqueue.engine.worker import Worker, WorkerOptions
 from pgqueue.errors import ConfigError
+from pgqueue.features.steps import Fence, Memory, RemoteMemory
 from pgqueue.tasks.registry import Registry
 
 
@@ -71,7 +74,7 @@ async def assemble(parts: Parts, options: WorkerOptions) -> Worker:
     def make_context(attempt: Attempt) -> BaseContext:
         return context_of(attempt, parts)
 
-    return Worker(options, tasks=tasks, make_context=make_context)
+    return Worker(options, tasks=tasks, make_context=make_context, on_note=_noted)
 
 
 async def _check_schema(options: WorkerOptions) -> None:
@@ -85,19 +88,45 @@ async def _check_schema(options: WorkerOptions) -> None:
         await session.close()
 
 
-def context_of(attempt: Attempt, parts: Pools) -> BaseContext:
+def context_of(attempt: Attempt, parts: Parts) -> BaseContext:
     """The context of an attempt in the worker's own process, in the colour of its task."""
-    return _context(attempt.job, attempt.lane.queue, attempt, parts, is_async=attempt.task.executor == "async")
+
+    def memory() -> Memory:
+        if not isinstance(attempt.memory, Memory):
+            attempt.memory = Memory(_fence(attempt.job, attempt.lease.id, parts.schema), attempt.job.metadata)
+        return attempt.memory
+
+    return _context(attempt.job, attempt.lane.queue, attempt, parts, memory, is_async=attempt.task.executor == "async")
 
 
 def child_context(child: ChildJob, flags: Flags) -> BaseContext:
     """The context of an attempt in a process of its own, made there."""
     sender: object = child.sender  # the task's own queue object in that process
     pools = sender if isinstance(sender, Pools) else _pools_of(child.settings)
-    return _context(child.job, child.queue, flags, pools, is_async=child.is_async)
+
+    def memory() -> Memory:
+        if not isinstance(flags.memory, Memory):
+            fence = _fence(child.job, child.lease, str(child.settings["schema"]))
+            flags.memory = Memory(fence, child.job.metadata, lambda patch: flags.note(msgspec.Raw(patch.encode())))
+        return flags.memory
+
+    return _context(child.job, child.queue, flags, pools, memory, is_async=child.is_async)
 
 
-def _context(job: Claimed, queue: str, interrupt: Interrupt, pools: Pools, *, is_async: bool) -> BaseContext:
+def _noted(attempt: Attempt, note: bytes) -> None:
+    """The context of an attempt in another process has remembered something."""
+    if not isinstance(attempt.memory, RemoteMemory):
+        attempt.memory = RemoteMemory()
+    attempt.memory.add(note)
+
+
+def _fence(job: Claimed, lease: int, schema: str) -> Fence:
+    return Fence(job=job.id, claim=job.claim, lease=lease, kind=job.kind, schema=schema)
+
+
+def _context(
+    job: Claimed, queue: str, interrupt: Interrupt, pools: Pools, memory: Callable[[], Memory], *, is_async: bool
+) -> BaseContext:
     running = RunningJob(
         id=job.id,
         kind=job.kind,
@@ -108,8 +137,8 @@ def _context(job: Claimed, queue: str, interrupt: Interrupt, pools: Pools, *, is
         metadata=read_metadata(job.metadata),
     )
     if is_async:
-        return AsyncContext(running, interrupt, lend=pools.apool.connection)
-    return Context(running, interrupt, lend=pools.pool.connection)
+        return AsyncContext(running, interrupt, memory=memory, lend=pools.apool.connection)
+    return Context(running, interrupt, memory=memory, lend=pools.pool.connection)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from pgqueue.core.signals import Cancel
 from pgqueue.db.pool import AsyncConnection, Connection
 from pgqueue.errors import LeaseLost, PgqueueError
 from pgqueue.extension import context_here
+from pgqueue.features.steps import AsyncSteps, Memory, Steps
 
 Mode = Literal["worker", "local", "test"]
 
@@ -52,10 +53,13 @@ class BaseContext:
 
     __pgqueue_context__ = True
 
-    def __init__(self, job: RunningJob, interrupt: Interrupt, *, mode: Mode = "worker") -> None:
+    def __init__(
+        self, job: RunningJob, interrupt: Interrupt, *, memory: Callable[[], Memory], mode: Mode = "worker"
+    ) -> None:
         self.job = job
         self.mode = mode
         self._interrupt = interrupt
+        self._memory = memory
         self.log = logging.LoggerAdapter(
             logging.getLogger(f"pgqueue.job.{job.kind}"),
             {"job_id": job.id, "kind": job.kind, "queue": job.queue, "attempt": job.attempt},
@@ -103,7 +107,7 @@ class BaseContext:
             self.raise_if_cancelled()
 
 
-class Context(BaseContext):
+class Context(BaseContext, Steps):
     """The context of a task that is a plain function."""
 
     def __init__(
@@ -111,10 +115,11 @@ class Context(BaseContext):
         job: RunningJob,
         interrupt: Interrupt,
         *,
+        memory: Callable[[], Memory],
         mode: Mode = "worker",
         lend: Callable[[], AbstractContextManager[Connection]],
     ) -> None:
-        super().__init__(job, interrupt, mode=mode)
+        super().__init__(job, interrupt, memory=memory, mode=mode)
         self._lend = lend
 
     def connection(self) -> AbstractContextManager[Connection]:
@@ -126,7 +131,7 @@ class Context(BaseContext):
         return self._lend()
 
 
-class AsyncContext(BaseContext):
+class AsyncContext(BaseContext, AsyncSteps):
     """The context of a task that is a coroutine."""
 
     def __init__(
@@ -134,10 +139,11 @@ class AsyncContext(BaseContext):
         job: RunningJob,
         interrupt: Interrupt,
         *,
+        memory: Callable[[], Memory],
         mode: Mode = "worker",
         lend: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
     ) -> None:
-        super().__init__(job, interrupt, mode=mode)
+        super().__init__(job, interrupt, memory=memory, mode=mode)
         self._lend = lend
 
     def connection(self) -> AbstractAsyncContextManager[AsyncConnection]:

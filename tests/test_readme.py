@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -96,6 +97,30 @@ def test_the_task_shown_can_be_enqueued(monkeypatch: pytest.MonkeyPatch, conn: p
         "import_orders",
         "import",
     )
+
+
+def test_the_resumable_job_shown_resumes(monkeypatch: pytest.MonkeyPatch, fresh_db: str, tmp_path: Path) -> None:
+    monkeypatch.setenv("PGQUEUE_DSN", fresh_db)
+    (tmp_path / "lines.txt").write_text("one\ntwo\nthree\n", encoding="utf-8")
+    shown: dict[str, Any] = {"__name__": "shown"}
+    exec(compile(block("python", "def import_lines"), "README.md", "exec"), shown)  # noqa: S102 - our own text
+    q: PgQueue = shown["q"]
+    with psycopg.connect(fresh_db, autocommit=True) as conn:
+        conn.execute("create table line (number int primary key, text text check (text <> E'three\\n'))")
+        id = shown["import_lines"].using(max_attempts=2).enqueue(str(tmp_path / "lines.txt"), fresh_db).id
+        worker = q.worker("import")
+        worker.start()
+        while q.job(id).state != "retryable":
+            time.sleep(0.01)
+        stored = q.job(id).metadata["pgqueue"]
+        assert stored == {"done": {"count": 3}, "cursor": {"load": 2}}
+        conn.execute("alter table line drop constraint line_text_check")
+        q.retry(id)
+        assert q.result(id) == 3
+        worker.close()
+        assert conn.execute("select count(*) from line").fetchone() == (3,)
+        assert q.job(id).metadata["pgqueue"] == {"data": {"progress": {"state": "words", "data": {"at": "c"}}}}
+    q.close()
 
 
 def test_each_verb_shown_works(conn: psycopg.Connection, dsn: str) -> None:

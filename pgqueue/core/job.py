@@ -32,6 +32,11 @@ class Claimed(NamedTuple):
     tenant: str | None
     priority: int
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Has an attempt before left something to this one?"""
+        return self.metadata is not None and '"pgqueue"' in self.metadata
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:

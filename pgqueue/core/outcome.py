@@ -47,6 +47,13 @@ class RemoteRetryAfter(RemoteError, RetryAfter):
         self.reason = reason
 
 
+class Uncommitted(Exception):
+    """The task returned, but the transaction in which it had completed its job was not committed."""
+
+    def __init__(self) -> None:
+        super().__init__("complete_tx was rolled back or never committed; commit before the task returns")
+
+
 @dataclass(frozen=True, slots=True)
 class TimedOut:
     """The attempt took longer than its time-out."""

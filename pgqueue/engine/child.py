@@ -36,7 +36,7 @@ from pgqueue.engine.executors import returned, traceback_of
 from pgqueue.engine.lane import Reason
 from pgqueue.engine.line import NULL, Ask, Boot, Failure, Hello, Line, Note, Result, Run, ToChild, encode
 from pgqueue.engine.place import Main, Place, find
-from pgqueue.extension import context_here
+from pgqueue.extension import Memory, context_here
 from pgqueue.tasks.args import ArgsCodec
 from pgqueue.tasks.task import Sender
 
@@ -68,7 +68,10 @@ class ChildJob:
 
 
 class Flags:
-    """What the worker wants of the running attempt, and the way back to it. Any thread may ask."""
+    """What the worker wants of the running attempt, and the way back to it. Any thread may ask.
+
+    memory  what its contexts share
+    """
 
     def __init__(self, line: Line, serial: int) -> None:
         self._line = line
@@ -76,6 +79,7 @@ class Flags:
         self._lock = threading.RLock()  # a signal handler may interrupt its holder
         self._over = False
         self._reason: Reason | None = None
+        self.memory: Memory | None = None
         self.final = False  # a SIGTERM that comes now is the worker's
         self.on_ask: Callable[[], None] | None = None  # called when the first request is read, by whoever reads it
 

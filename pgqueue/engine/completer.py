@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from pgqueue.core.outcome import NOTHING, Ended, Outcome, Raised, decide
+from pgqueue.core.outcome import NOTHING, Ended, Outcome, Raised, Returned, Uncommitted, decide
 from pgqueue.core.states import State
 from pgqueue.db.failure import DatabaseError, is_outage, is_transient
 from pgqueue.db.session import Session
@@ -46,9 +46,11 @@ class Ending(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Characters of result and error."""
+        """Characters of result, error and checkpoint."""
         error = self.outcome.error or {}
-        return len(self.outcome.result or "") + sum(len(text or "") for text in error.values())
+        memory = self.attempt.memory
+        patch = None if memory is None else memory.patch()
+        return len(self.outcome.result or "") + sum(len(text or "") for text in error.values()) + len(patch or "")
 
 
 class Clock:
@@ -96,6 +98,7 @@ class Completer:
         self._ended: deque[Ending] = deque()
         self._unstarted: deque[Attempt] = deque()  # to be given back
         self._released: list[int] = []  # leases that hold nothing
+        self._to_keep: list[Attempt] = []
         self._locked: list[Ending] = []  # whose row somebody has locked
         self._in_hand = 0
         self._wake = asyncio.Event()
@@ -117,9 +120,15 @@ class Completer:
     def report(self, attempt: Attempt, ended: Ended) -> None:
         """An attempt has ended. Called from any thread."""
         attempt.finished_at = time.monotonic()
-        if ended is NOTHING:
+        if (
+            ended is NOTHING
+            and attempt.memory is None
+            and (attempt.job.metadata is None or not attempt.job.has_checkpoint)
+        ):
             self._completed.append(attempt)
         else:
+            if isinstance(ended, Returned) and attempt.memory is not None and attempt.memory.completing:
+                ended = Raised(Uncommitted())  # if it was committed, the fence lets nothing through
             self._ended.append(Ending(attempt, _outcome(attempt, ended)))
         if self._asleep:
             self._rouse()
@@ -136,6 +145,12 @@ class Completer:
         if self._asleep:
             self._rouse()
 
+    def keep(self, attempts: Iterable[Attempt]) -> None:
+        """Make what these running attempts remember durable. On the event loop's thread."""
+        self._to_keep.extend(attempts)
+        if self._asleep:
+            self._rouse()
+
     async def flush(self) -> None:
         """Wait until all that was reported before is written."""
         while self.backlog:
@@ -146,7 +161,7 @@ class Completer:
         """Write until cancelled."""
         while True:
             self._asleep = True
-            if not (self._completed or self._ended or self._unstarted or self._released):
+            if not (self._completed or self._ended or self._unstarted or self._released or self._to_keep):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOCKED_AGAIN if self._locked else None):
                         await self._wake.wait()
@@ -163,6 +178,8 @@ class Completer:
     async def _write(self) -> None:
         if self._unstarted or self._released:
             await self._give_back()
+        if self._to_keep:
+            await self._keep()
         endings = self._next_endings()
         completed = [self._completed.popleft() for _ in range(min(BATCH, len(self._completed)))]
         self._in_hand = len(endings) + len(completed)
@@ -229,7 +246,7 @@ class Completer:
         locked = [ending for ending in endings if recorded.get(ending.attempt.job.id) is False]
         _reopen(ending.attempt.lease for ending in locked)
         self._locked += locked
-        lost = [ending.attempt.job.id for ending in endings if ending.attempt.job.id not in recorded]
+        lost = [a.job.id for a, _ in endings if a.job.id not in recorded and not (a.memory and a.memory.completing)]
         if lost:
             self._on_lost(lost)
         delays = [outcome.delay or 0.0 for _, outcome in endings if outcome.delay is not None or outcome.solo]
@@ -272,6 +289,25 @@ class Completer:
             self._unstarted.extend(attempts)
             await self._wait_out(error)
 
+    async def _keep(self) -> None:
+        """Once; if it fails, there will be more to keep the next time."""
+        attempts, self._to_keep = self._to_keep, []
+        rows: list[dict[str, object]] = []
+        for attempt in attempts:
+            patch = None if attempt.memory is None else attempt.memory.patch()
+            if patch is not None and patch != attempt.kept:
+                attempt.kept = patch
+                fence: dict[str, object] = {"id": attempt.job.id, "claim": attempt.job.claim, "lease": attempt.lease.id}
+                rows.append(fence | {"patch": msgspec.Raw(patch.encode())})
+        if not rows:
+            return
+        try:
+            await self._session.run(jobs.keep(msgspec.json.encode(rows).decode(), schema=self._schema))
+        except DatabaseError as error:
+            for attempt in attempts:
+                attempt.kept = None
+            log.info("checkpoints could not be kept, the next time they will: %s", str(error).strip())
+
     def _document(self, endings: Iterable[Ending]) -> str:
         rows = []
         for attempt, outcome in sorted(endings, key=lambda ending: ending.attempt.job.id):
@@ -282,6 +318,9 @@ class Completer:
                 "result": None if outcome.result is None else msgspec.Raw(outcome.result.encode()),
                 "finished_at": _instant(self._clock.at(attempt.finished_at or time.monotonic())),
             }  # fmt: skip
+            patch = None if attempt.memory is None else attempt.memory.patch()
+            if patch is not None:
+                row["checkpoint"] = msgspec.Raw(patch.encode())
             if attempt.started_at:
                 row["started_at"] = _instant(self._clock.at(attempt.started_at))
             rows.append(row)

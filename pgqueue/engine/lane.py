@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from pgqueue.core.job import Claimed
+from pgqueue.extension import Memory
 from pgqueue.tasks.task import Task
 
 FOREVER = float("inf")
@@ -57,11 +58,14 @@ class Attempt:
     expires       monotonic seconds after which it is not started any more
     deadline      monotonic seconds at which its time-out strikes
     reason        why it is being interrupted; None: it is not. The first reason stands
+    memory        what it has for the next attempt, if its task has used any
+    kept          what of that was made durable last; kept_at: when it was looked at, in monotonic seconds
     on_interrupt  how its executor makes it end, set while it runs; called by the event loop's thread
     """
 
     __slots__ = (
-        "deadline", "executor", "expires", "finished_at", "job", "lane", "lease", "on_interrupt", "reason",
+        "deadline", "executor", "expires", "finished_at", "job", "kept", "kept_at", "lane", "lease", "memory",
+        "on_interrupt", "reason",
         "started_at", "task",
     )  # fmt: skip
 
@@ -75,6 +79,9 @@ class Attempt:
         self.expires = self.deadline = FOREVER
         self.reason: Reason | None = None
         self.on_interrupt: Callable[[], object] | None = None
+        self.memory: Memory | None = None
+        self.kept: str | None = None
+        self.kept_at = 0.0
 
     @property
     def timeout(self) -> float | None:

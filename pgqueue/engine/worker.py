@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pgqueue.core.outcome import Asked, Ended, Interrupted
@@ -80,11 +80,13 @@ class Worker:
         tasks: Mapping[str, Task[..., object]],
         make_context: Callable[[Attempt], object],
         make_process_executor: Callable[[Callable[[Attempt, Ended], None]], Executor] | None = None,
+        on_note: Callable[[Attempt, bytes], None] = lambda attempt, note: None,
     ) -> None:
         self.options = options
         self._tasks = tasks
         self._make_context = make_context
         self._make_process_executor = make_process_executor
+        self._on_note = on_note
         check_importable(tasks.values())
         self._held: set[Attempt] = set()
         self._sessions: list[Session] = []
@@ -165,7 +167,7 @@ class Worker:
             self._executors["process"] = self._make_process_executor(self._report)
         else:
             settings = {"dsn": options.dsn, "schema": options.schema, "pooled": options.pooled}
-            self._executors["process"] = ProcessExecutor(self._report, settings=settings)
+            self._executors["process"] = ProcessExecutor(self._report, settings=settings, on_note=self._on_note)
         self._claimer = Claimer(
             self._session("claim"), schema=options.schema, worker=self.id, lanes=self._lanes, tasks=self._tasks,
             completer=self._completer, clock=self._clock, executor_of=lambda task: self._executors[task.executor],
@@ -312,6 +314,8 @@ class Worker:
                     attempt.interrupt(Reason.TIMEOUT)
                 elif attempt.deadline < nearest:
                     nearest = attempt.deadline
+            if to_keep := list(self._to_keep(now)):
+                self._completer.keep(to_keep)
             lapsed, lapses = self._heartbeat.lapses > lapses, self._heartbeat.lapses
             overdue = now - self._heartbeat.last_beat > self.options.trust
             if overdue is not self._fenced:
@@ -320,6 +324,14 @@ class Worker:
                 self._fence(True)
                 self._fence(False)
             await asyncio.sleep(0.05 if nearest - now < 2 else 0.5)
+
+    def _to_keep(self, now: float) -> Iterator[Attempt]:
+        """The attempts whose steps are to be made durable now."""
+        for attempt in list(self._held):
+            every = attempt.task.checkpoint_every
+            if every is not None and attempt.memory is not None and now - attempt.kept_at >= every:
+                attempt.kept_at = now
+                yield attempt
 
     def _fence(self, overdue: bool) -> None:
         self._fenced = overdue

@@ -45,6 +45,7 @@ class Task(Generic[P, R_co]):
     name           the kind that is stored with the job
     executor       "async" for coroutine functions and "thread" for others, unless "process" was asked for
     timeout        seconds, or None
+    checkpoint_every  seconds after which the steps of a running attempt are made durable, or None: when it ends
     takes_context  the worker passes a context first; then `P` is what comes after it
     codec          arguments to JSON and back
     validate       called with the arguments, as the function would be, before anything is sent; raises to refuse them
@@ -68,6 +69,7 @@ class Task(Generic[P, R_co]):
         timeout: timedelta | float | None = None,
         executor: Executor | None = None,
         validate: Callable[..., object] | None = None,
+        checkpoint_every: timedelta | float | None = None,
     ) -> None:
         _check_function(fn)
         functools.update_wrapper(self, fn)
@@ -78,6 +80,9 @@ class Task(Generic[P, R_co]):
         self.priority = check_priority(priority)
         self.retry = _check_retry(retry)
         self.timeout = None if timeout is None else check_timeout(timeout)
+        self.checkpoint_every = (
+            None if checkpoint_every is None else check_timeout(checkpoint_every, "checkpoint_every")
+        )
         self.executor = choose_executor(fn, executor)
         self.validate = _check_validate(validate)
         self.codec = ArgsCodec(fn)

@@ -11,6 +11,7 @@ import pytest
 
 from pgqueue import AsyncContext, Cancel, Context, LeaseLost, PgQueue, Retry, State
 from pgqueue.context import RunningJob
+from pgqueue.features.steps import Fence, Memory
 from tests.engine.kit import PATIENCE, awaited, done, errors_of, until, value, working
 
 ONCE = Retry(max_attempts=1)
@@ -354,11 +355,14 @@ def test_lost_leases_are_told_apart_from_cancellations() -> None:
     class Asked:
         reason = "stop"
 
+    def nothing() -> Memory:
+        return Memory(Fence(job=1, claim=0, lease=1, kind="k", schema="pgqueue"), None)
+
     job = RunningJob(id=1, kind="k", queue="q", attempt=1, priority=0, tenant=None, metadata={})
     with pytest.raises(LeaseLost):
-        Context(job, Lost(), lend=lambda: psycopg.connect()).raise_if_cancelled()
+        Context(job, Lost(), memory=nothing, lend=lambda: psycopg.connect()).raise_if_cancelled()
     with pytest.raises(Cancel, match="stop"):
-        Context(job, Asked(), lend=lambda: psycopg.connect()).raise_if_cancelled()
+        Context(job, Asked(), memory=nothing, lend=lambda: psycopg.connect()).raise_if_cancelled()
 
 
 def test_a_shutdown_is_seen_and_costs_no_attempt(q: PgQueue, admin: psycopg.Connection, signals: Signals) -> None:
