@@ -87,6 +87,33 @@ def resolve(conn: object) -> tuple[object, Adapter[Any]]:
     raise InvalidConnection(f"{class_name(conn)} is not a connection pgqueue knows. Supported: {SUPPORTED}")
 
 
+def commits_alone(conn: object) -> bool:
+    """Would a statement on this connection commit by itself, because no transaction is open and none would be begun?
+
+    Of a connection whose kind can't tell, False.
+    """
+    target, _ = resolve(conn)
+    wrapped: Any = target
+    match _known_as(type(target)):
+        case "sqlalchemy.Session":
+            return commits_alone(wrapped.connection())
+        case "sqlalchemy.AsyncSession":  # one that hasn't begun will, at the first statement
+            return bool(wrapped.in_transaction()) and commits_alone(wrapped.sync_session)
+        case "sqlalchemy.AsyncConnection":
+            return commits_alone(wrapped.sync_connection)
+        case "sqlalchemy.Connection":
+            pooled = wrapped.connection
+            if getattr(pooled.dbapi_connection, "isolation_level", None) == "autocommit":  # of its asyncpg
+                return True
+            return hasattr(pooled.driver_connection, "info") and commits_alone(pooled.driver_connection)
+        case "django.BaseDatabaseWrapper":
+            return not wrapped.in_atomic_block and bool(wrapped.get_autocommit())
+        case "asyncpg.Connection" | "asyncpg.PoolConnectionProxy":
+            return not wrapped.is_in_transaction()
+    status = getattr(getattr(target, "info", None), "transaction_status", None)
+    return bool(getattr(target, "autocommit", False)) and status == TransactionStatus.IDLE
+
+
 def class_name(conn: object) -> str:
     """`psycopg.AsyncConnection`: how messages name a connection."""
     return _key(type(conn)).removeprefix("builtins.")

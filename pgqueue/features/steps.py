@@ -19,6 +19,8 @@ import msgspec
 
 from pgqueue.core.checkpoint import NULL, Checkpoint, StepError
 from pgqueue.db.adapt import arun, run
+from pgqueue.db.drivers import class_name, commits_alone
+from pgqueue.errors import InvalidConnection
 from pgqueue.store import jobs
 from pgqueue.store.statement import Statement
 from pgqueue.tasks.json_text import encode_value
@@ -297,18 +299,21 @@ class Steps(BaseSteps):
 
         raises  StepError outside a step; LeaseLost if another worker may be running the job: the transaction is aborted
         """
-        run(conn, self._memory().mark(has_cursor=False))
+        statement = self._memory().mark(has_cursor=False)
+        run(_transactional(conn), statement)
 
     def set_step_cursor_tx(self, conn: object, value: object) -> None:
         """Record how far the running cursor step has come in the transaction on `conn`; otherwise as `set_step_tx`."""
-        run(conn, self._memory().mark(cursor=value, has_cursor=True))
+        statement = self._memory().mark(cursor=value, has_cursor=True)
+        run(_transactional(conn), statement)
 
     def complete_tx(self, conn: object, result: object = None) -> None:
         """Complete the job in the transaction on `conn`. If that isn't committed, the attempt has failed.
 
         raises  LeaseLost if another worker may be running the job: the transaction is aborted
         """
-        run(conn, self._memory().completion(result))
+        statement = self._memory().completion(result)
+        run(_transactional(conn), statement)
 
     def _run(self, name: str, fn: Callable[..., R], *args: Any, **kwargs: Any) -> R:
         memory, text = self._memory(), None
@@ -364,15 +369,18 @@ class AsyncSteps(BaseSteps):
 
     async def set_step_tx(self, conn: object) -> None:
         """Record the running step as done in the transaction on `conn`; see `Steps.set_step_tx`."""
-        await arun(conn, self._memory().mark(has_cursor=False))
+        statement = self._memory().mark(has_cursor=False)
+        await arun(_transactional(conn), statement)
 
     async def set_step_cursor_tx(self, conn: object, value: object) -> None:
         """Record how far the running cursor step has come; see `Steps.set_step_cursor_tx`."""
-        await arun(conn, self._memory().mark(cursor=value, has_cursor=True))
+        statement = self._memory().mark(cursor=value, has_cursor=True)
+        await arun(_transactional(conn), statement)
 
     async def complete_tx(self, conn: object, result: object = None) -> None:
         """Complete the job in the transaction on `conn`; see `Steps.complete_tx`."""
-        await arun(conn, self._memory().completion(result))
+        statement = self._memory().completion(result)
+        await arun(_transactional(conn), statement)
 
     async def _run(self, name: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         memory, text = self._memory(), None
@@ -384,6 +392,16 @@ class AsyncSteps(BaseSteps):
         finally:
             memory.leave(name, text)
         return value
+
+
+def _transactional(conn: object) -> object:
+    """The connection, if what is written on it commits together with the caller's work."""
+    if commits_alone(conn):
+        raise InvalidConnection(
+            f"this {class_name(conn)} is in autocommit mode, so that the mark would not commit together with your work:"
+            " open a transaction on it first"
+        )
+    return conn
 
 
 async def _each(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:

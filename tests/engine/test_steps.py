@@ -7,6 +7,7 @@ test says how.
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import psycopg
+import psycopg2
 import pytest
+import sqlalchemy
 
 from pgqueue import AsyncContext, Context, PgQueue, Retry, Snooze, State
 from tests.engine import deeds
@@ -185,7 +188,7 @@ def test_misuse_is_one_clear_error_and_earlier_steps_stay(
 
     ended = run_alone(q, job.enqueue().id)
     assert ended.state is State.DISCARDED
-    assert pytest.importorskip("re").search(said, str(ended.errors[0]["message"]))
+    assert re.search(said, str(ended.errors[0]["message"]))
     assert checkpoint(admin, ended.id)["done"]["before"] == 1
 
 
@@ -300,4 +303,40 @@ def test_checkpoint_every_makes_steps_durable_while_the_job_runs(q: PgQueue, adm
         go.set()
         until(admin, "select state = 'scheduled' from pgqueue.jobs")
     assert checkpoint(admin, id) == {"done": {"first": "done"}, "cursor": {"load": 8}}
+    assert admin.execute("select count(*) from pgqueue.checkpoint").fetchone() == (0,)
+
+
+CALLS = {
+    "set_step_tx": lambda ctx, conn: ctx.step("s", lambda: ctx.set_step_tx(conn)),
+    "set_step_cursor_tx": lambda ctx, conn: ctx.step_cursor("s", lambda cursor: ctx.set_step_cursor_tx(conn, 1)),
+    "complete_tx": lambda ctx, conn: ctx.complete_tx(conn),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg2", "sqlalchemy"])
+def test_a_mark_on_a_connection_in_autocommit_mode_is_refused(
+    q: PgQueue, admin: psycopg.Connection, fresh_db: str, call: str, driver: str
+) -> None:
+    """It would commit without the work that it stands for."""
+
+    @q.task(retry=Retry(max_attempts=1))
+    def job(ctx: Context) -> None:
+        if driver == "psycopg":
+            with psycopg.connect(fresh_db, autocommit=True) as conn:
+                CALLS[call](ctx, conn)
+        elif driver == "psycopg2":
+            plain = psycopg2.connect(fresh_db)
+            plain.autocommit = True
+            CALLS[call](ctx, plain)
+        else:
+            url = fresh_db.replace("postgresql://", "postgresql+psycopg://")
+            engine = sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+            with engine.connect() as connection:
+                CALLS[call](ctx, connection)
+
+    ended = run_alone(q, job.enqueue().id)
+    assert ended.state is State.DISCARDED
+    assert "in autocommit mode" in str(ended.errors[0]["message"])
+    assert str(ended.errors[0]["type"]) == "pgqueue.errors.InvalidConnection"
     assert admin.execute("select count(*) from pgqueue.checkpoint").fetchone() == (0,)
