@@ -158,3 +158,22 @@ def test_what_kills_its_worker_three_times_is_discarded_and_its_neighbours_are_n
     assert fleet.count("begin")[bad] == 4
     assert len(workers) == 2  # the first crash took the worker along, the others only a process of their own
     assert bench.value("select max(crashes) from pgqueue.job where id = any(%s)", neighbours) == 0
+
+
+def test_an_import_whose_worker_is_killed_goes_on_with_no_row_missing_or_twice(
+    q: PgQueue, fleet: Fleet, bench: Bench
+) -> None:
+    bench.do("create table imported (n int primary key, pid int)")
+    victim = fleet.start()
+    id = q.enqueue("imports", {"upto": 500}).id
+    bench.until("select count(*) > 50 from imported")
+    victim.send_signal(signal.SIGKILL)
+    fleet.ends(victim, 10)
+    both = "select (select value::int from pgqueue.checkpoint) = (select max(n) from imported)"
+    assert bench.value(both), "the mark is that of the last row"
+    fleet.start()
+    bench.all_completed(1)
+
+    assert bench.do("select count(*), min(n), max(n), count(distinct pid) from imported").fetchone() == (500, 1, 500, 2)
+    assert q.result(id) == 500
+    assert fleet.count("begin")[id] == 2

@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+import psycopg
+
 from pgqueue import AsyncContext, Context, PgQueue, Retry
 from pgqueue.db import listen
 from pgqueue.engine import claimer, heartbeat
@@ -133,6 +135,24 @@ async def ablock(ctx: AsyncContext) -> None:
     note(ctx, "begin")
     while not loop_gate.exists():  # noqa: ASYNC240 - it blocks on purpose
         time.sleep(0.01)  # noqa: ASYNC251
+
+
+@q.task
+def imports(ctx: Context, upto: int) -> int:
+    """A row and the mark that says so, in one transaction each."""
+    note(ctx, "begin")
+
+    def load(last: int | None) -> None:
+        with psycopg.connect(os.environ["CRASH_DSN"]) as conn:
+            for n in range((last or 0) + 1, upto + 1):
+                conn.execute("insert into imported values (%s, %s)", [n, os.getpid()])
+                ctx.set_step_cursor_tx(conn, n)
+                conn.commit()
+                time.sleep(0.001)
+
+    ctx.step("once", note, ctx, "once")
+    ctx.step_cursor("load", load)
+    return upto
 
 
 @q.task
