@@ -90,28 +90,11 @@ def resolve(conn: object) -> tuple[object, Adapter[Any]]:
 def commits_alone(conn: object) -> bool:
     """Would a statement on this connection commit by itself, because no transaction is open and none would be begun?
 
-    Of a connection whose kind can't tell, False.
+    False if the adapter has no `commits_alone` to tell.
     """
-    target, _ = resolve(conn)
-    wrapped: Any = target
-    match _known_as(type(target)):
-        case "sqlalchemy.Session":
-            return commits_alone(wrapped.connection())
-        case "sqlalchemy.AsyncSession":  # one that hasn't begun will, at the first statement
-            return bool(wrapped.in_transaction()) and commits_alone(wrapped.sync_session)
-        case "sqlalchemy.AsyncConnection":
-            return commits_alone(wrapped.sync_connection)
-        case "sqlalchemy.Connection":
-            pooled = wrapped.connection
-            if getattr(pooled.dbapi_connection, "isolation_level", None) == "autocommit":  # of its asyncpg
-                return True
-            return hasattr(pooled.driver_connection, "info") and commits_alone(pooled.driver_connection)
-        case "django.BaseDatabaseWrapper":
-            return not wrapped.in_atomic_block and bool(wrapped.get_autocommit())
-        case "asyncpg.Connection" | "asyncpg.PoolConnectionProxy":
-            return not wrapped.is_in_transaction()
-    status = getattr(getattr(target, "info", None), "transaction_status", None)
-    return bool(getattr(target, "autocommit", False)) and status == TransactionStatus.IDLE
+    target, adapter = resolve(conn)
+    tell = getattr(adapter, "commits_alone", None)
+    return tell is not None and bool(tell(target))
 
 
 def class_name(conn: object) -> str:
@@ -167,6 +150,12 @@ _TUPLES: Final = ExecStatus.TUPLES_OK.value
 _PIPELINE_ABORTED: Final = PipelineStatus.ABORTED.value
 
 
+def _libpq_commits_alone(raw: object) -> bool:
+    """Of a psycopg or psycopg2 connection; asyncpg's has neither attribute."""
+    status = getattr(getattr(raw, "info", None), "transaction_status", None)
+    return bool(getattr(raw, "autocommit", False)) and status == TransactionStatus.IDLE
+
+
 class Psycopg:
     """psycopg 3, sync: a plain cursor of our own, so that the caller's row and cursor factories do not matter."""
 
@@ -175,6 +164,9 @@ class Psycopg:
     def check(self, conn: psycopg.Connection[Any]) -> None:
         _refuse_closed(conn, closed=conn.closed)
         _refuse_aborted(aborted=_aborted(conn))
+
+    def commits_alone(self, conn: Any) -> bool:
+        return _libpq_commits_alone(conn)
 
     def fetch(self, conn: psycopg.Connection[Any], sql: str, params: Params) -> Sequence[Row]:
         with psycopg.Cursor(conn, row_factory=tuple_row) as cursor:
@@ -190,6 +182,9 @@ class AsyncPsycopg:
     def check(self, conn: psycopg.AsyncConnection[Any]) -> None:
         _refuse_closed(conn, closed=conn.closed)
         _refuse_aborted(aborted=_aborted(conn))
+
+    def commits_alone(self, conn: Any) -> bool:
+        return _libpq_commits_alone(conn)
 
     async def fetch(self, conn: psycopg.AsyncConnection[Any], sql: str, params: Params) -> Sequence[Row]:
         async with psycopg.AsyncCursor(conn, row_factory=tuple_row) as cursor:
@@ -208,6 +203,9 @@ class Psycopg2:
             raise InvalidConnection("psycopg2 connections opened with async_=1 are not supported: open a plain one")
         _refuse_aborted(aborted=_libpq_aborted(conn))
 
+    def commits_alone(self, conn: Any) -> bool:
+        return _libpq_commits_alone(conn)
+
     def fetch(self, conn: Any, sql: str, params: Params) -> Sequence[Row]:
         from psycopg2.extensions import cursor as plain_cursor  # the caller has it: this is its connection
 
@@ -224,6 +222,9 @@ class Asyncpg:
     def check(self, conn: Any) -> None:
         released = getattr(conn, "_con", conn) is None  # a pool's proxy after release; is_closed() would raise
         _refuse_closed(conn, closed=released or conn.is_closed())
+
+    def commits_alone(self, conn: Any) -> bool:
+        return not conn.is_in_transaction()
 
     async def fetch(self, conn: Any, sql: str, params: Params) -> Sequence[Row]:
         text, values = numbered(sql, params)
@@ -260,6 +261,11 @@ class SqlalchemyConnection:
         _refuse_closed(conn, closed=conn.closed or conn.invalidated)
         _refuse_aborted(aborted=_half_ended(conn) or _libpq_aborted(conn.connection.driver_connection))
 
+    def commits_alone(self, conn: Any) -> bool:
+        pooled = conn.connection
+        of_asyncpg = getattr(pooled.dbapi_connection, "isolation_level", None)
+        return of_asyncpg == "autocommit" or _libpq_commits_alone(pooled.driver_connection)
+
     def fetch(self, conn: Any, sql: str, params: Params) -> Sequence[Row]:
         text, values = _driver_sql(conn, sql, params)
         with conn.exec_driver_sql(text, values, execution_options=_NO_STREAM) as result:
@@ -281,6 +287,9 @@ class SqlalchemyAsyncConnection:
         _refuse_closed(conn, closed=conn.sync_connection is None)  # not awaited yet, or no longer
         SQLALCHEMY.check(conn.sync_connection)
 
+    def commits_alone(self, conn: Any) -> bool:
+        return SQLALCHEMY.commits_alone(conn.sync_connection)
+
     async def fetch(self, conn: Any, sql: str, params: Params) -> Sequence[Row]:
         text, values = _driver_sql(conn, sql, params)
         result = await conn.exec_driver_sql(text, values, execution_options=_NO_STREAM)
@@ -296,6 +305,9 @@ class SqlalchemySession:
         _refuse_other_database(session, _bind(session).dialect.name)
         _refuse_aborted(aborted=not session.is_active)
 
+    def commits_alone(self, session: Any) -> bool:
+        return SQLALCHEMY.commits_alone(session.connection())
+
     def fetch(self, session: Any, sql: str, params: Params) -> Sequence[Row]:
         conn = session.connection()
         SQLALCHEMY.check(conn)
@@ -309,6 +321,9 @@ class SqlalchemyAsyncSession:
 
     def check(self, session: Any) -> None:
         SESSION.check(session.sync_session)
+
+    def commits_alone(self, session: Any) -> bool:  # one that hasn't begun will, at the first statement
+        return bool(session.in_transaction()) and SESSION.commits_alone(session.sync_session)
 
     async def fetch(self, session: Any, sql: str, params: Params) -> Sequence[Row]:
         conn = await session.connection()
@@ -347,6 +362,9 @@ class Django:
         _refuse_other_database(conn, conn.vendor)
         _refuse_closed(conn, closed=conn.in_atomic_block and (conn.closed_in_transaction or conn.connection is None))
         _refuse_aborted(aborted=conn.needs_rollback or _libpq_aborted(conn.connection))
+
+    def commits_alone(self, conn: Any) -> bool:
+        return not conn.in_atomic_block and bool(conn.get_autocommit())
 
     def fetch(self, conn: Any, sql: str, params: Params) -> Sequence[Row]:
         with conn.cursor() as cursor:
