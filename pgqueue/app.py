@@ -93,7 +93,7 @@ def context_of(attempt: Attempt, parts: Parts) -> BaseContext:
 
     def memory() -> Memory:
         if not isinstance(attempt.memory, Memory):
-            attempt.memory = Memory(_fence(attempt.job, attempt.lease.id, parts.schema), attempt.job.metadata)
+            attempt.memory = _memory(attempt.job, attempt.lease.id, parts.schema, lambda patch: None)
         return attempt.memory
 
     return _context(attempt.job, attempt.lane.queue, attempt, parts, memory, is_async=attempt.task.executor == "async")
@@ -106,8 +106,10 @@ def child_context(child: ChildJob, flags: Flags) -> BaseContext:
 
     def memory() -> Memory:
         if not isinstance(flags.memory, Memory):
-            fence = _fence(child.job, child.lease, str(child.settings["schema"]))
-            flags.memory = Memory(fence, child.job.metadata, lambda patch: flags.note(msgspec.Raw(patch.encode())))
+            schema = str(child.settings["schema"])
+            flags.memory = _memory(
+                child.job, child.lease, schema, lambda patch: flags.note(msgspec.Raw(patch.encode()))
+            )
         return flags.memory
 
     return _context(child.job, child.queue, flags, pools, memory, is_async=child.is_async)
@@ -120,8 +122,9 @@ def _noted(attempt: Attempt, note: bytes) -> None:
     attempt.memory.add(note)
 
 
-def _fence(job: Claimed, lease: int, schema: str) -> Fence:
-    return Fence(job=job.id, claim=job.claim, lease=lease, kind=job.kind, schema=schema)
+def _memory(job: Claimed, lease: int, schema: str, on_change: Callable[[str], None]) -> Memory:
+    fence = Fence(job=job.id, claim=job.claim, lease=lease, kind=job.kind, schema=schema)
+    return Memory(fence, job.metadata if job.has_checkpoint else None, on_change)
 
 
 def _context(

@@ -58,6 +58,7 @@ _read_metadata = msgspec.json.Decoder(_Metadata).decode
 class Memory:
     """What one attempt remembers for the next. All contexts of an attempt share it.
 
+    metadata    that of a job that has a checkpoint, else None
     completing  complete_tx was called: the job's row tells whether that was committed
     on_change   called with each addition, as a patch
     """
@@ -105,7 +106,7 @@ class Memory:
         for key, text in changes.items():
             self.on_change(_patch("data", key, text))
 
-    def mark(self, *, cursor: object = NULL, has_cursor: bool) -> Statement[None]:
+    def mark(self, *, cursor: object = None, has_cursor: bool) -> Statement[None]:
         """The running step's row in the caller's transaction."""
         fence = self.fence
         text = encode_value("cursor", cursor).decode() if has_cursor else NULL
@@ -157,7 +158,7 @@ class RemoteMemory:
 
 
 def _load(metadata: str | None, fence: Fence) -> Checkpoint | StepError:
-    if metadata is None or '"pgqueue"' not in metadata:
+    if metadata is None:
         return Checkpoint()
     try:
         stored = _read_metadata(metadata).pgqueue
@@ -236,6 +237,14 @@ class BaseSteps:
         text = self._memory().checkpoint.cursor.get(name)
         return None if text is None else _remembered(text, Any if type is None else type, f"step {name!r}: its cursor")
 
+    def _last_cursor(self, name: str, type: Any) -> Any:
+        """As `_cursor`, for the step that has just been entered: it has ended if its cursor can't be read."""
+        try:
+            return self._cursor(name, type)
+        except BaseException:
+            self._memory().leave(name, None)
+            raise
+
     def _passed(self, name: str, key: object) -> bool:
         cursor = self._cursor(name, None)
         return cursor is not None and msgspec.to_builtins(key) <= cursor
@@ -264,12 +273,7 @@ class Steps(BaseSteps):
         """
         if not self._enter(name, has_cursor=True):
             return cast(R, self._result(name, fn))
-        try:
-            cursor = self._cursor(name, type)
-        except BaseException:
-            self._memory().leave(name, None)
-            raise
-        return self._run(name, fn, cursor)
+        return self._run(name, fn, self._last_cursor(name, type))
 
     def resume(self, name: str, items: Iterable[Item], *, key: Callable[[Item], Any]) -> Iterator[Item]:
         """Go through `items`, which come in ascending order of `key`, as a cursor step; those done before are left out.
@@ -338,12 +342,7 @@ class AsyncSteps(BaseSteps):
         """As `step`, for a function that is given the last cursor it set; see `Steps.step_cursor`."""
         if not self._enter(name, has_cursor=True):
             return cast(R, self._result(name, fn))
-        try:
-            cursor = self._cursor(name, type)
-        except BaseException:
-            self._memory().leave(name, None)
-            raise
-        return cast(R, await self._run(name, fn, cursor))
+        return cast(R, await self._run(name, fn, self._last_cursor(name, type)))
 
     async def resume(
         self, name: str, items: Iterable[Item] | AsyncIterable[Item], *, key: Callable[[Item], Any]
