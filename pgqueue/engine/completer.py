@@ -39,18 +39,18 @@ BACKLOG = 5000  # outcomes not written yet at which no more jobs are claimed
 
 
 class Ending(NamedTuple):
-    """An attempt, and what its job becomes because of how it ended."""
+    """An attempt, what its job becomes because of how it ended, and what it adds to the job's checkpoint."""
 
     attempt: Attempt
     outcome: Outcome
+    checkpoint: str | None = None
 
     @property
     def size(self) -> int:
         """Characters of result, error and checkpoint."""
         error = self.outcome.error or {}
-        memory = self.attempt.memory
-        patch = None if memory is None else memory.patch()
-        return len(self.outcome.result or "") + sum(len(text or "") for text in error.values()) + len(patch or "")
+        texts = (self.outcome.result, self.checkpoint, *error.values())
+        return sum(len(text or "") for text in texts)
 
 
 class Clock:
@@ -120,36 +120,30 @@ class Completer:
     def report(self, attempt: Attempt, ended: Ended) -> None:
         """An attempt has ended. Called from any thread."""
         attempt.finished_at = time.monotonic()
-        if (
-            ended is NOTHING
-            and attempt.memory is None
-            and (attempt.job.metadata is None or not attempt.job.has_checkpoint)
-        ):
+        memory = attempt.memory
+        if ended is NOTHING and memory is None and not attempt.job.has_checkpoint:
             self._completed.append(attempt)
         else:
-            if isinstance(ended, Returned) and attempt.memory is not None and attempt.memory.completing:
+            if isinstance(ended, Returned) and memory is not None and memory.completing:
                 ended = Raised(Uncommitted())  # if it was committed, the fence lets nothing through
-            self._ended.append(Ending(attempt, _outcome(attempt, ended)))
-        if self._asleep:
-            self._rouse()
+            checkpoint = None if memory is None else memory.patch()
+            self._ended.append(Ending(attempt, _outcome(attempt, ended), checkpoint))
+        self._rouse()
 
     def give_back(self, attempts: Iterable[Attempt]) -> None:
         """These were never started: return them to their queue. Called from any thread."""
         self._unstarted.extend(attempts)
-        if self._asleep:
-            self._rouse()
+        self._rouse()
 
     def release(self, lease: Lease) -> None:
         """This lease turned out to hold nothing. On the event loop's thread."""
         self._released.append(lease.id)
-        if self._asleep:
-            self._rouse()
+        self._rouse()
 
     def keep(self, attempts: Iterable[Attempt]) -> None:
         """Make what these running attempts remember durable. On the event loop's thread."""
         self._to_keep.extend(attempts)
-        if self._asleep:
-            self._rouse()
+        self._rouse()
 
     async def flush(self) -> None:
         """Wait until all that was reported before is written."""
@@ -171,9 +165,10 @@ class Completer:
             self._written.set()
 
     def _rouse(self) -> None:
-        self._asleep = False  # one call through the loop wakes it for all that is reported meanwhile
-        with contextlib.suppress(RuntimeError):  # a thread that outlived the worker: nobody writes any more
-            self._loop.call_soon_threadsafe(self._wake.set)
+        if self._asleep:
+            self._asleep = False  # one call through the loop wakes it for all that is reported meanwhile
+            with contextlib.suppress(RuntimeError):  # a thread that outlived the worker: nobody writes any more
+                self._loop.call_soon_threadsafe(self._wake.set)
 
     async def _write(self) -> None:
         if self._unstarted or self._released:
@@ -246,10 +241,10 @@ class Completer:
         locked = [ending for ending in endings if recorded.get(ending.attempt.job.id) is False]
         _reopen(ending.attempt.lease for ending in locked)
         self._locked += locked
-        lost = [a.job.id for a, _ in endings if a.job.id not in recorded and not (a.memory and a.memory.completing)]
+        lost = [a.job.id for a, _, _ in endings if a.job.id not in recorded and not (a.memory and a.memory.completing)]
         if lost:
             self._on_lost(lost)
-        delays = [outcome.delay or 0.0 for _, outcome in endings if outcome.delay is not None or outcome.solo]
+        delays = [outcome.delay or 0.0 for _, outcome, _ in endings if outcome.delay is not None or outcome.solo]
         if delays:
             self._on_waiting(min(delays))
 
@@ -260,14 +255,15 @@ class Completer:
             await self._settle(endings[:half])
             await self._settle(endings[half:])
             return
-        ((attempt, outcome),) = endings
+        (ending,) = endings
+        attempt, outcome, _ = ending
         text = f"its outcome could not be stored: {error.diag.message_primary}"
         log.error("job %d: %s", attempt.job.id, text)
         if outcome.error is None:
-            await self._settle([Ending(attempt, _outcome(attempt, Raised(ValueError(text))))])
+            await self._settle([ending._replace(outcome=_outcome(attempt, Raised(ValueError(text))))])
         elif outcome.error["type"] != UNSTORABLE:
             unstorable = {"type": UNSTORABLE, "message": text, "traceback": None}
-            await self._settle([Ending(attempt, replace(outcome, error=unstorable))])
+            await self._settle([ending._replace(outcome=replace(outcome, error=unstorable))])
         else:
             log.critical("job %d: it stays as it is until this worker ends", attempt.job.id)
 
@@ -310,7 +306,7 @@ class Completer:
 
     def _document(self, endings: Iterable[Ending]) -> str:
         rows = []
-        for attempt, outcome in sorted(endings, key=lambda ending: ending.attempt.job.id):
+        for attempt, outcome, checkpoint in sorted(endings, key=lambda ending: ending.attempt.job.id):
             row: dict[str, object] = {
                 "id": attempt.job.id, "claim": attempt.job.claim, "lease": attempt.lease.id,
                 "state": outcome.state.value, "delay": outcome.delay, "attempt_cost": outcome.attempt_cost,
@@ -318,9 +314,8 @@ class Completer:
                 "result": None if outcome.result is None else msgspec.Raw(outcome.result.encode()),
                 "finished_at": _instant(self._clock.at(attempt.finished_at or time.monotonic())),
             }  # fmt: skip
-            patch = None if attempt.memory is None else attempt.memory.patch()
-            if patch is not None:
-                row["checkpoint"] = msgspec.Raw(patch.encode())
+            if checkpoint is not None:
+                row["checkpoint"] = msgspec.Raw(checkpoint.encode())
             if attempt.started_at:
                 row["started_at"] = _instant(self._clock.at(attempt.started_at))
             rows.append(row)
