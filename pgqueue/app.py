@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol, runtime_checkable
+from uuid import UUID
 
 import msgspec
 
@@ -20,7 +21,8 @@ from pgqueue.engine.child import ChildJob, Flags
 from pgqueue.engine.lane import Attempt
 from pgqueue.engine.worker import Worker, WorkerOptions
 from pgqueue.errors import ConfigError
-from pgqueue.features.steps import Fence, Memory, RemoteMemory
+from pgqueue.features.steps import FencedMarks, Marks, Memory, RemoteMemory
+from pgqueue.store.jobs import Fence
 from pgqueue.tasks.registry import Registry
 
 
@@ -72,9 +74,10 @@ async def assemble(parts: Parts, options: WorkerOptions) -> Worker:
     await _check_schema(options)
 
     def make_context(attempt: Attempt) -> BaseContext:
-        return context_of(attempt, parts)
+        return context_of(attempt, parts, worker.install)
 
-    return Worker(options, tasks=tasks, make_context=make_context, on_note=_noted)
+    worker = Worker(options, tasks=tasks, make_context=make_context, on_note=_noted)
+    return worker
 
 
 async def _check_schema(options: WorkerOptions) -> None:
@@ -88,12 +91,13 @@ async def _check_schema(options: WorkerOptions) -> None:
         await session.close()
 
 
-def context_of(attempt: Attempt, parts: Parts) -> BaseContext:
+def context_of(attempt: Attempt, parts: Parts, install: UUID) -> BaseContext:
     """The context of an attempt in the worker's own process, in the colour of its task."""
 
     def memory() -> Memory:
         if not isinstance(attempt.memory, Memory):
-            attempt.memory = _memory(attempt.job, attempt.lease.id, parts.schema, lambda patch: None)
+            fence = Fence(install, attempt.job.id, attempt.job.claim, attempt.lease.id)
+            attempt.memory = _memory(attempt.job, FencedMarks(fence, parts.schema))
         return attempt.memory
 
     return _context(attempt.job, attempt.lane.queue, attempt, parts, memory, is_async=attempt.task.executor == "async")
@@ -106,10 +110,9 @@ def child_context(child: ChildJob, flags: Flags) -> BaseContext:
 
     def memory() -> Memory:
         if not isinstance(flags.memory, Memory):
-            schema = str(child.settings["schema"])
-            flags.memory = _memory(
-                child.job, child.lease, schema, lambda patch: flags.note(msgspec.Raw(patch.encode()))
-            )
+            fence = Fence(UUID(str(child.settings["install"])), child.job.id, child.job.claim, child.lease)
+            marks = FencedMarks(fence, str(child.settings["schema"]))
+            flags.memory = _memory(child.job, marks, lambda patch: flags.note(msgspec.Raw(patch.encode())))
         return flags.memory
 
     return _context(child.job, child.queue, flags, pools, memory, is_async=child.is_async)
@@ -122,9 +125,8 @@ def _noted(attempt: Attempt, note: bytes) -> None:
     attempt.memory.add(note)
 
 
-def _memory(job: Claimed, lease: int, schema: str, on_change: Callable[[str], None]) -> Memory:
-    fence = Fence(job=job.id, claim=job.claim, lease=lease, kind=job.kind, schema=schema)
-    return Memory(fence, job.metadata if job.has_checkpoint else None, on_change)
+def _memory(job: Claimed, marks: Marks, on_change: Callable[[str], None] = lambda patch: None) -> Memory:
+    return Memory(f"job {job.id} ({job.kind})", marks, job.metadata if job.has_checkpoint else None, on_change)
 
 
 def _context(

@@ -43,6 +43,7 @@ class Checkpoint:
     _current: str | None = field(default=None, init=False, repr=False)
     _current_has_cursor: bool = field(default=False, init=False, repr=False)
     _row_decides: bool = field(default=False, init=False, repr=False)  # a *_tx call was made in the running step
+    _marked: str | None = field(default=None, init=False, repr=False)  # the result that set_step_tx gave it
     _cursor_verb: str | None = field(default=None, init=False, repr=False)  # what has set the running step's cursor
     _new_done: dict[str, str] = field(default_factory=dict, init=False, repr=False)
     _new_cursor: dict[str, str] = field(default_factory=dict, init=False, repr=False)
@@ -57,6 +58,16 @@ class Checkpoint:
     def current(self) -> str | None:
         """The step that is running."""
         return self._current
+
+    @property
+    def row_decides(self) -> bool:
+        """A *_tx call was made in the running step: what its function returns doesn't matter."""
+        return self._row_decides
+
+    @property
+    def marked(self) -> str | None:
+        """The result that set_step_tx gave the running step; None if it wasn't called."""
+        return self._marked
 
     def enter(self, name: str, *, has_cursor: bool = False) -> bool:
         """Begin a step; False: it was finished before, and its function isn't to be run.
@@ -75,7 +86,7 @@ class Checkpoint:
         if name in self.done:
             return False
         self._current, self._current_has_cursor = name, has_cursor
-        self._row_decides, self._cursor_verb = False, None
+        self._row_decides, self._cursor_verb, self._marked = False, None, None
         return True
 
     def leave(self, result: str | None) -> None:
@@ -106,20 +117,26 @@ class Checkpoint:
         self._cursor_verb = "set_cursor"
         self.cursor[name] = self._new_cursor[name] = value
 
-    def begin_tx(self, verb: str, *, has_cursor: bool, value: str = NULL) -> str:
-        """The name of the running step, whose row in the caller's transaction decides from here on.
+    def done_in_tx(self, result: str) -> str:
+        """The name of the running step: a row in the caller's transaction decides whether it is done.
 
-        value   the cursor that the row will have
-        raises  StepError outside a step; for a cursor, outside a cursor step, after set_cursor, or over the limit
+        raises  StepError outside a step, or for a result over the limit
         """
-        if has_cursor:
-            name = self._cursor_step(verb)
-            check_size(f"step {name!r}: its cursor", value, CURSOR_LIMIT)
-            self._cursor_verb = verb
-        elif self._current is None:
-            raise StepError(f"{verb} outside a step: call it inside the function of a step")
-        else:
-            name = self._current
+        if self._current is None:
+            raise StepError("set_step_tx outside a step: call it inside the function of a step")
+        name = self._current
+        check_size(f"step {name!r}: its result", result, RESULT_LIMIT)
+        self._row_decides, self._marked = True, result
+        return name
+
+    def cursor_in_tx(self, value: str) -> str:
+        """The name of the running step: a row in the caller's transaction decides how far it has come.
+
+        raises  StepError outside a cursor step, after set_cursor, or for a value over the limit
+        """
+        name = self._cursor_step("set_step_cursor_tx")
+        check_size(f"step {name!r}: its cursor", value, CURSOR_LIMIT)
+        self._cursor_verb = "set_step_cursor_tx"
         self._row_decides = True
         return name
 

@@ -12,7 +12,7 @@ On a connection in autocommit mode the statement is its own transaction.
 
 from __future__ import annotations
 
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from pgqueue.db.drivers import (
     Adapter,
@@ -20,6 +20,7 @@ from pgqueue.db.drivers import (
     Conn_contra,
     SyncAdapter,
     class_name,
+    commits_alone,
     register_adapter,
     resolve,
 )
@@ -44,9 +45,10 @@ __all__ = [
 T = TypeVar("T")
 
 
-def run(conn: object, statement: Statement[T]) -> T:
+def run(conn: object, statement: Statement[T], *, in_transaction: bool = False) -> T:
     """Run `statement` on a sync connection and return what it decodes to.
 
+    in_transaction  refuse a connection on which it would be committed by itself
     raises  InvalidConnection (nothing was sent); LeaseLost, InvalidJob, SchemaMismatch (the server refused, the
             transaction is aborted); any other error of the driver as it is
     """
@@ -57,6 +59,8 @@ def run(conn: object, statement: Statement[T]) -> T:
             "such as `await task.using(conn).aenqueue(...)`, or pass a sync connection"
         )
     adapter.check(target)
+    if in_transaction:
+        _refuse_alone(target, adapter)
     try:
         rows = cast("SyncAdapter[object]", adapter).fetch(target, statement.sql, statement.params)
     except Exception as error:
@@ -65,7 +69,7 @@ def run(conn: object, statement: Statement[T]) -> T:
     return statement.decode(rows)
 
 
-async def arun(conn: object, statement: Statement[T]) -> T:
+async def arun(conn: object, statement: Statement[T], *, in_transaction: bool = False) -> T:
     """Run `statement` on an async connection and return what it decodes to; otherwise as `run`."""
     target, adapter = resolve(conn)
     if not adapter.is_async:
@@ -74,12 +78,22 @@ async def arun(conn: object, statement: Statement[T]) -> T:
             "such as `task.using(conn).enqueue(...)`, or pass an async connection"
         )
     adapter.check(target)
+    if in_transaction:
+        _refuse_alone(target, adapter)
     try:
         rows = await cast("AsyncAdapter[object]", adapter).fetch(target, statement.sql, statement.params)
     except Exception as error:
         _raise_ours(error, statement.sql)
         raise
     return statement.decode(rows)
+
+
+def _refuse_alone(target: object, adapter: Adapter[Any]) -> None:
+    if commits_alone(target, adapter):
+        raise InvalidConnection(
+            f"this {class_name(target)} is in autocommit mode, so that the mark would not commit together with your"
+            " work: open a transaction on it first"
+        )
 
 
 def _raise_ours(error: Exception, sql: str) -> None:

@@ -87,12 +87,11 @@ def resolve(conn: object) -> tuple[object, Adapter[Any]]:
     raise InvalidConnection(f"{class_name(conn)} is not a connection pgqueue knows. Supported: {SUPPORTED}")
 
 
-def commits_alone(conn: object) -> bool:
+def commits_alone(target: object, adapter: Adapter[Any]) -> bool:
     """Would a statement on this connection commit by itself, because no transaction is open and none would be begun?
 
-    False if the adapter has no `commits_alone` to tell.
+    False if the adapter has no `commits_alone` to tell. Ask only of what its `check` has passed.
     """
-    target, adapter = resolve(conn)
     tell = getattr(adapter, "commits_alone", None)
     return tell is not None and bool(tell(target))
 

@@ -83,6 +83,8 @@ def as_pgqueue_error(error: BaseException, sql: str) -> PgqueueError | None:
         return LeaseLost(server_text(error))
     if state == "PQ002":
         return InvalidJob(server_text(error))
+    if state == "PQ003":
+        return InvalidConnection(server_text(error))
     if state == "25P02" or type(error).__name__ == "PipelineAborted":
         return InvalidConnection(ABORTED)
     if state == "3F000" or (state in _MISSING and _names_our_object(server_text(error), sql)):

@@ -32,8 +32,8 @@ if TYPE_CHECKING:  # lazy: they cost two seconds, and workers never need them
     from alembic.config import Config
     from sqlalchemy import Connection
 
-SCHEMA_MIN = "0002"  # this release works with a database from here
-SCHEMA_MAX = "0002"  # to here
+SCHEMA_MIN = "0003"  # this release works with a database from here
+SCHEMA_MAX = "0003"  # to here
 OLDEST_SERVER = 15
 TRIES = 5
 TURN = timedelta(minutes=10)

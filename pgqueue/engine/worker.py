@@ -16,6 +16,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 from pgqueue.core.outcome import Asked, Ended, Interrupted
 from pgqueue.core.states import Verb
@@ -96,6 +97,7 @@ class Worker:
         self._stop_now = asyncio.Event()
         self.ready = asyncio.Event()  # it has a worker row and claims
         self.id = 0
+        self.install = UUID(int=0)  # which database it works for, once it is ready
 
     def stop(self) -> None:
         """Stop in order; a second call: at once. On the event loop's thread."""
@@ -132,7 +134,7 @@ class Worker:
         session = self._session("register")
         while not self._stop.is_set():
             try:
-                self.id = await session.run(cluster.register(self._identity, schema=self.options.schema))
+                self.id, self.install = await session.run(cluster.register(self._identity, schema=self.options.schema))
                 await session.close()
                 return True
             except DatabaseError as error:
@@ -166,7 +168,9 @@ class Worker:
         if self._make_process_executor is not None:
             self._executors["process"] = self._make_process_executor(self._report)
         else:
-            settings = {"dsn": options.dsn, "schema": options.schema, "pooled": options.pooled}
+            settings = {
+                "dsn": options.dsn, "schema": options.schema, "pooled": options.pooled, "install": str(self.install),
+            }  # fmt: skip
             self._executors["process"] = ProcessExecutor(self._report, settings=settings, on_note=self._on_note)
         self._claimer = Claimer(
             self._session("claim"), schema=options.schema, worker=self.id, lanes=self._lanes, tasks=self._tasks,

@@ -13,14 +13,12 @@ import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ParamSpec, TypeVar, cast, get_type_hints, overload
+from typing import Any, ParamSpec, Protocol, TypeVar, cast, get_type_hints, overload
 
 import msgspec
 
 from pgqueue.core.checkpoint import NULL, Checkpoint, StepError
 from pgqueue.db.adapt import arun, run
-from pgqueue.db.drivers import class_name, commits_alone
-from pgqueue.errors import InvalidConnection
 from pgqueue.store import jobs
 from pgqueue.store.statement import Statement
 from pgqueue.tasks.json_text import encode_value
@@ -31,15 +29,28 @@ T = TypeVar("T")
 Item = TypeVar("Item")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fence:
-    """What an attempt must show when it writes about its job."""
+class Marks(Protocol):
+    """How an attempt writes about its job in a transaction of the caller's."""
 
-    job: int
-    claim: int
-    lease: int
-    kind: str
+    def mark(self, part: str, name: str, text: str) -> Statement[None]:
+        """A step is "done" with its result, or has come as far as its "cursor" says."""
+
+    def complete(self, result: str | None, patch: str | None) -> Statement[None]:
+        """The job is done; `patch` is what the attempt has to add to its checkpoint."""
+
+
+@dataclass(frozen=True, slots=True)
+class FencedMarks:
+    """The marks of an attempt that a worker runs."""
+
+    fence: jobs.Fence
     schema: str
+
+    def mark(self, part: str, name: str, text: str) -> Statement[None]:
+        return jobs.set_checkpoint(self.fence, part, name, text, schema=self.schema)
+
+    def complete(self, result: str | None, patch: str | None) -> Statement[None]:
+        return jobs.complete_tx(self.fence, result, patch, schema=self.schema)
 
 
 class _Stored(msgspec.Struct):
@@ -58,18 +69,23 @@ _read_metadata = msgspec.json.Decoder(_Metadata).decode
 class Memory:
     """What one attempt remembers for the next. All contexts of an attempt share it.
 
+    title       how errors name the job
     metadata    that of a job that has a checkpoint, else None
     completing  complete_tx was called: the job's row tells whether that was committed
     on_change   called with each addition, as a patch
     """
 
     def __init__(
-        self, fence: Fence, metadata: str | None, on_change: Callable[[str], None] = lambda patch: None
+        self,
+        title: str,
+        marks: Marks,
+        metadata: str | None,
+        on_change: Callable[[str], None] = lambda patch: None,
     ) -> None:
-        self.fence = fence
+        self.marks = marks
         self.completing = False
         self.on_change = on_change
-        self._checkpoint = _load(metadata, fence)
+        self._checkpoint = _load(metadata, title)
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -88,9 +104,10 @@ class Memory:
         return self._checkpoint.patch()
 
     def leave(self, name: str, result: str | None) -> None:
-        """The running step has ended."""
+        """The running step has ended: with a result, or (None) not as it should."""
+        is_recorded = result is not None and not self.checkpoint.row_decides
         self.checkpoint.leave(result)
-        if result is not None and name in self.checkpoint.done:  # not if its row in a transaction decides
+        if is_recorded and result is not None:
             self.on_change(_patch("done", name, result))
 
     def set_cursor(self, value: object) -> None:
@@ -106,25 +123,22 @@ class Memory:
         for key, text in changes.items():
             self.on_change(_patch("data", key, text))
 
-    def mark(self, *, cursor: object = None, has_cursor: bool) -> Statement[None]:
-        """The running step's row in the caller's transaction."""
-        fence = self.fence
-        text = encode_value("cursor", cursor).decode() if has_cursor else NULL
-        verb, part = ("set_step_cursor_tx", "cursor") if has_cursor else ("set_step_tx", "done")
-        name = self.checkpoint.begin_tx(verb, has_cursor=has_cursor, value=text)
-        return jobs.set_checkpoint(
-            fence.job, fence.claim, fence.lease, part=part, name=name, value=text, schema=fence.schema
-        )
+    def mark_done(self, result: object) -> Statement[None]:
+        """The running step is done, says a row in the caller's transaction."""
+        text = encode_value("result", result).decode()
+        return self.marks.mark("done", self.checkpoint.done_in_tx(text), text)
+
+    def mark_cursor(self, value: object) -> Statement[None]:
+        """The running step has come so far, says a row in the caller's transaction."""
+        text = encode_value("cursor", value).decode()
+        return self.marks.mark("cursor", self.checkpoint.cursor_in_tx(text), text)
 
     def completion(self, result: object) -> Statement[None]:
         """The job's completion in the caller's transaction."""
         text = None if result is None else encode_value("result", result).decode()
         self.completing = True
         self.on_change('{"completing":true}')
-        fence = self.fence
-        return jobs.complete_tx(
-            fence.job, fence.claim, fence.lease, result=text, started_us=None, patch=self.patch(), schema=fence.schema
-        )
+        return self.marks.complete(text, self.patch())
 
 
 class _Note(_Stored):
@@ -157,14 +171,14 @@ class RemoteMemory:
         return msgspec.json.encode(parts).decode() if parts.done or parts.cursor or parts.data else None
 
 
-def _load(metadata: str | None, fence: Fence) -> Checkpoint | StepError:
+def _load(metadata: str | None, title: str) -> Checkpoint | StepError:
     if metadata is None:
         return Checkpoint()
     try:
         stored = _read_metadata(metadata).pgqueue
     except msgspec.DecodeError as error:
         return StepError(
-            f"job {fence.job} ({fence.kind}): its checkpoint can't be read ({error}); repair the key pgqueue of its"
+            f"{title}: its checkpoint can't be read ({error}); repair the key pgqueue of its"
             " metadata, or start it over with retry(restart=True)"
         )
     return Checkpoint(_texts(stored.done), _texts(stored.cursor), _texts(stored.data))
@@ -231,7 +245,10 @@ class BaseSteps:
         return self._memory().checkpoint.enter(name, has_cursor=has_cursor)
 
     def _result(self, name: str, fn: Callable[..., object]) -> Any:
-        return _remembered(self._memory().checkpoint.done[name], _result_type(fn), f"step {name!r}: its result")
+        return self._remember(name, fn, self._memory().checkpoint.done[name])
+
+    def _remember(self, name: str, fn: Callable[..., object], text: str) -> Any:
+        return _remembered(text, _result_type(fn), f"step {name!r}: its result")
 
     def _cursor(self, name: str, type: Any) -> Any:
         text = self._memory().checkpoint.cursor.get(name)
@@ -244,6 +261,21 @@ class BaseSteps:
         except BaseException:
             self._memory().leave(name, None)
             raise
+
+    def _finish(self, name: str, fn: Callable[..., object], value: R) -> R:
+        """The step's function has returned `value`; what the step returns."""
+        memory = self._memory()
+        if memory.checkpoint.row_decides:  # not what the function returned
+            marked = memory.checkpoint.marked
+            memory.leave(name, None)
+            return value if marked is None else cast(R, self._remember(name, fn, marked))
+        try:
+            text = encode_value(f"step {name!r}: result", value).decode()
+        except BaseException:
+            memory.leave(name, None)
+            raise
+        memory.leave(name, text)
+        return value
 
     def _passed(self, name: str, key: object) -> bool:
         cursor = self._cursor(name, None)
@@ -288,7 +320,8 @@ class Steps(BaseSteps):
                 if self._passed(name, key(item)):
                     continue
                 yield item
-                memory.set_cursor(key(item))
+                if not memory.checkpoint.row_decides:
+                    memory.set_cursor(key(item))
             ended = True
         finally:
             memory.leave(name, NULL if ended else None)
@@ -298,35 +331,32 @@ class Steps(BaseSteps):
         for fn in steps:
             self.step(fn.__name__, fn)
 
-    def set_step_tx(self, conn: object) -> None:
+    def set_step_tx(self, conn: object, result: object = None) -> None:
         """Record the running step as done in the transaction on `conn`: call it last in the step's function.
 
+        result  what `step` returns, now and in later attempts; what the function returns is not remembered
         raises  StepError outside a step; LeaseLost if another worker may be running the job: the transaction is aborted
         """
-        statement = self._memory().mark(has_cursor=False)
-        run(_transactional(conn), statement)
+        run(conn, self._memory().mark_done(result), in_transaction=True)
 
     def set_step_cursor_tx(self, conn: object, value: object) -> None:
         """Record how far the running cursor step has come in the transaction on `conn`; otherwise as `set_step_tx`."""
-        statement = self._memory().mark(cursor=value, has_cursor=True)
-        run(_transactional(conn), statement)
+        run(conn, self._memory().mark_cursor(value), in_transaction=True)
 
     def complete_tx(self, conn: object, result: object = None) -> None:
         """Complete the job in the transaction on `conn`. If that isn't committed, the attempt has failed.
 
         raises  LeaseLost if another worker may be running the job: the transaction is aborted
         """
-        statement = self._memory().completion(result)
-        run(_transactional(conn), statement)
+        run(conn, self._memory().completion(result), in_transaction=True)
 
     def _run(self, name: str, fn: Callable[..., R], *args: Any, **kwargs: Any) -> R:
-        memory, text = self._memory(), None
         try:
             value = fn(*args, **kwargs)
-            text = encode_value(f"step {name!r}: result", value).decode()
-        finally:
-            memory.leave(name, text)
-        return value
+        except BaseException:
+            self._memory().leave(name, None)
+            raise
+        return self._finish(name, fn, value)
 
 
 class AsyncSteps(BaseSteps):
@@ -356,7 +386,8 @@ class AsyncSteps(BaseSteps):
                 if self._passed(name, key(item)):
                     continue
                 yield item
-                memory.set_cursor(key(item))
+                if not memory.checkpoint.row_decides:
+                    memory.set_cursor(key(item))
             ended = True
         finally:
             memory.leave(name, NULL if ended else None)
@@ -366,41 +397,27 @@ class AsyncSteps(BaseSteps):
         for fn in steps:
             await self.step(fn.__name__, fn)
 
-    async def set_step_tx(self, conn: object) -> None:
+    async def set_step_tx(self, conn: object, result: object = None) -> None:
         """Record the running step as done in the transaction on `conn`; see `Steps.set_step_tx`."""
-        statement = self._memory().mark(has_cursor=False)
-        await arun(_transactional(conn), statement)
+        await arun(conn, self._memory().mark_done(result), in_transaction=True)
 
     async def set_step_cursor_tx(self, conn: object, value: object) -> None:
         """Record how far the running cursor step has come; see `Steps.set_step_cursor_tx`."""
-        statement = self._memory().mark(cursor=value, has_cursor=True)
-        await arun(_transactional(conn), statement)
+        await arun(conn, self._memory().mark_cursor(value), in_transaction=True)
 
     async def complete_tx(self, conn: object, result: object = None) -> None:
         """Complete the job in the transaction on `conn`; see `Steps.complete_tx`."""
-        statement = self._memory().completion(result)
-        await arun(_transactional(conn), statement)
+        await arun(conn, self._memory().completion(result), in_transaction=True)
 
     async def _run(self, name: str, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        memory, text = self._memory(), None
         try:
             value = fn(*args, **kwargs)
             if inspect.isawaitable(value):
                 value = await value
-            text = encode_value(f"step {name!r}: result", value).decode()
-        finally:
-            memory.leave(name, text)
-        return value
-
-
-def _transactional(conn: object) -> object:
-    """The connection, if what is written on it commits together with the caller's work."""
-    if commits_alone(conn):
-        raise InvalidConnection(
-            f"this {class_name(conn)} is in autocommit mode, so that the mark would not commit together with your work:"
-            " open a transaction on it first"
-        )
-    return conn
+        except BaseException:
+            self._memory().leave(name, None)
+            raise
+        return self._finish(name, fn, value)
 
 
 async def _each(items: Iterable[Item] | AsyncIterable[Item]) -> AsyncIterator[Item]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from uuid import UUID
 
 from pgqueue.core.states import Verb
 from pgqueue.store.arrays import int8_array, text_array
@@ -53,9 +54,10 @@ def _identity(identity: Identity) -> dict[str, object]:
     }  # fmt: skip
 
 
-def register(identity: Identity, *, schema: str) -> Statement[int]:
-    """A new worker; answers with its id."""
-    return Statement(queries("cluster.sql", schema)["register"], _identity(identity), _first)
+def register(identity: Identity, *, schema: str) -> Statement[tuple[int, UUID]]:
+    """A new worker; answers with its id, and with that of the installation."""
+    query = queries("cluster.sql", schema)["register"]
+    return Statement(query, _identity(identity), lambda rows: (_first(rows), UUID(str(rows[0][1]))))
 
 
 def revive(worker: int, identity: Identity, *, schema: str) -> Statement[int]:

@@ -5,7 +5,7 @@
 insert into pgqueue.worker (name, host, pid, version, lease, queues, kinds)
 values (%(name)s::text, %(host)s::text, %(pid)s::integer, %(version)s::text, make_interval(secs => %(lease)s::float8),
   %(queues)s::text::jsonb, array(select jsonb_array_elements_text(%(kinds)s::text::jsonb)))
-returning id
+returning id, (select install_id from pgqueue.meta)
 
 -- name: pulse
 -- The heartbeat of one worker, and what there is to do: one statement for an idle worker's every need.
@@ -176,6 +176,6 @@ stale as (
       and not exists (select from pgqueue.job j where j.id = r.job_id and j.status = 0)
     for update skip locked))),
 outlived as (  -- a complete_tx under REPEATABLE READ doesn't see what was committed after its snapshot
-  delete from pgqueue.checkpoint c where (select mine from turn)
+  delete from pgqueue.checkpoint c where (select mine from turn) and c.job_id > 0  -- others are of local runs
     and not exists (select from pgqueue.job j where j.id = c.job_id and j.status = 0))
 select (select count(*) from old)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, cast
+from uuid import UUID
 
 from pgqueue.core.draft import Draft, EnqueuedJob
 from pgqueue.core.job import Claimed
@@ -29,6 +30,23 @@ class Batch:
     chunks: int
     voids: int
     clock_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """What an attempt must show when it writes about its job on a connection that isn't the worker's own.
+
+    install  which database it is: the same numbers mean other jobs in another
+    """
+
+    install: UUID
+    job: int
+    claim: int
+    lease: int
+
+    def params(self) -> dict[str, object]:
+        """For a query."""
+        return {"install": str(self.install), "job": self.job, "claim": self.claim, "lease": self.lease}
 
 
 class Acks(NamedTuple):
@@ -134,38 +152,24 @@ def complete(acks: Acks, *, whole: Sequence[int], part: Sequence[int], schema: s
     return Statement(queries("jobs.sql", schema)["complete"], params, lambda rows: [_int(row[0]) for row in rows])
 
 
-def set_checkpoint(
-    job: int, claim: int, lease: int, part: str, name: str, value: str, *, schema: str
-) -> Statement[None]:
+def set_checkpoint(fence: Fence, part: str, name: str, value: str, *, schema: str) -> Statement[None]:
     """Make a part of an attempt's checkpoint durable with the caller's transaction, on any connection.
 
     part   "done", "cursor" or "data"; name: of the step or key; value: JSON text
-    fails with SQLSTATE PQ001 if the attempt has lost its lease
+    fails with SQLSTATE PQ001 if the attempt has lost its lease, PQ003 if the connection is to another installation
     """
-    params = {"job": job, "claim": claim, "lease": lease, "part": part, "name": name, "value": value}
+    params = fence.params() | {"part": part, "name": name, "value": value}
     return Statement(queries("jobs.sql", schema)["set_checkpoint"], params, lambda rows: None)
 
 
-def complete_tx(
-    job: int,
-    claim: int,
-    lease: int,
-    result: str | None,
-    started_us: int | None,
-    *,
-    patch: str | None = None,
-    schema: str,
-) -> Statement[None]:
+def complete_tx(fence: Fence, result: str | None, patch: str | None, *, schema: str) -> Statement[None]:
     """Complete the job with the caller's transaction, on any connection.
 
-    result      JSON text
-    started_us  when the attempt started, in microseconds since 1970
-    patch       what the attempt adds to the checkpoint: of a completed job its data stays
-    fails with SQLSTATE PQ001 if the attempt has lost its lease
+    result  JSON text
+    patch   what the attempt adds to the checkpoint: of a completed job its data stays
+    fails as `set_checkpoint` does
     """
-    params = {
-        "job": job, "claim": claim, "lease": lease, "result": result, "started_us": started_us, "patch": patch,
-    }  # fmt: skip
+    params = fence.params() | {"result": result, "patch": patch}
     return Statement(queries("jobs.sql", schema)["complete_tx"], params, lambda rows: None)
 
 

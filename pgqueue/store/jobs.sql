@@ -138,13 +138,13 @@ select array(
 
 -- name: set_checkpoint
 -- Make a part of a running attempt's checkpoint durable with the caller's transaction.
-select pgqueue.set_checkpoint(%(job)s::bigint, %(claim)s::integer, %(lease)s::bigint, %(part)s::text, %(name)s::text,
-  %(value)s::text::jsonb)
+select pgqueue.set_checkpoint(%(install)s::text::uuid, %(job)s::bigint, %(claim)s::integer, %(lease)s::bigint,
+  %(part)s::text, %(name)s::text, %(value)s::text::jsonb)
 
 -- name: complete_tx
 -- Complete the job of a running attempt with the caller's transaction.
-select pgqueue.complete_tx(%(job)s::bigint, %(claim)s::integer, %(lease)s::bigint, %(result)s::text::jsonb,
-  timestamptz 'epoch' + %(started_us)s::bigint * interval '1 microsecond', %(patch)s::text::jsonb)
+select pgqueue.complete_tx(%(install)s::text::uuid, %(job)s::bigint, %(claim)s::integer, %(lease)s::bigint,
+  %(result)s::text::jsonb, %(patch)s::text::jsonb)
 
 -- name: keep
 -- Make what running attempts have done so far durable. Never over what a transaction of the caller's wrote; one that is

@@ -176,7 +176,7 @@ def test_a_name_of_an_enum_is_its_text() -> None:
 
     checkpoint = Checkpoint()
     checkpoint.enter(Name.LOAD)
-    assert type(checkpoint.begin_tx("set_step_tx", has_cursor=False)) is str
+    assert type(checkpoint.done_in_tx(NULL)) is str
     checkpoint.leave(NULL)
     assert not Checkpoint({"load": NULL}).enter(Name.LOAD)
 
@@ -211,7 +211,7 @@ def test_a_step_that_is_done_has_no_cursor_and_other_cursors_stay() -> None:
 Call = Callable[[Checkpoint], object]
 CURSOR_CALLS: list[tuple[str, Call]] = [
     ("set_cursor", lambda checkpoint: checkpoint.set_cursor("1")),
-    ("set_step_cursor_tx", lambda checkpoint: checkpoint.begin_tx("set_step_cursor_tx", has_cursor=True, value="1")),
+    ("set_step_cursor_tx", lambda checkpoint: checkpoint.cursor_in_tx("1")),
 ]
 
 
@@ -251,7 +251,7 @@ def test_a_step_sets_its_cursor_in_one_of_the_two_ways(first: tuple[str, Call], 
 
 def test_set_step_tx_outside_a_step_is_refused() -> None:
     with pytest.raises(StepError, match=r"^set_step_tx outside a step: call it inside the function of a step"):
-        Checkpoint().begin_tx("set_step_tx", has_cursor=False)
+        Checkpoint().done_in_tx(NULL)
 
 
 @pytest.mark.parametrize("step_has_cursor", [False, True])
@@ -261,7 +261,9 @@ def test_after_a_tx_call_the_functions_return_adds_nothing(step_has_cursor: bool
         return
     checkpoint = Checkpoint({}, {"load": "41"})
     checkpoint.enter("load", has_cursor=step_has_cursor)
-    assert checkpoint.begin_tx("set_tx", has_cursor=call_has_cursor, value="42") == "load"
+    assert (checkpoint.cursor_in_tx if call_has_cursor else checkpoint.done_in_tx)("42") == "load"
+    assert checkpoint.row_decides
+    assert checkpoint.marked == (None if call_has_cursor else "42")
     checkpoint.leave("9")
     assert checkpoint.current is None
     assert (checkpoint.done, checkpoint.cursor) == ({}, {"load": "41"})
@@ -271,7 +273,7 @@ def test_after_a_tx_call_the_functions_return_adds_nothing(step_has_cursor: bool
 def test_a_tx_call_says_nothing_about_the_steps_after_it() -> None:
     checkpoint = Checkpoint()
     checkpoint.enter("one")
-    checkpoint.begin_tx("set_step_tx", has_cursor=False)
+    checkpoint.done_in_tx(NULL)
     checkpoint.leave("1")
     finish(checkpoint, "two", "2")
     assert patch_of(checkpoint) == EMPTY | {"done": {"two": 2}}
@@ -281,7 +283,7 @@ def test_set_step_tx_ends_a_step_with_a_cursor_in_memory_which_stays_if_it_is_ro
     checkpoint = Checkpoint()
     checkpoint.enter("load", has_cursor=True)
     checkpoint.set_cursor("1")
-    checkpoint.begin_tx("set_step_tx", has_cursor=False)
+    checkpoint.done_in_tx(NULL)
     checkpoint.set_cursor("2")  # it was rolled back, and the function went on
     checkpoint.leave(NULL)
     assert patch_of(checkpoint) == EMPTY | {"cursor": {"load": 2}}
@@ -291,7 +293,7 @@ def test_a_refused_tx_call_leaves_the_step_as_it_was() -> None:
     checkpoint = Checkpoint()
     checkpoint.enter("load", has_cursor=True)
     with pytest.raises(StepError, match=r"^step 'load': its cursor: .* keep the data in a table"):
-        checkpoint.begin_tx("set_step_cursor_tx", has_cursor=True, value=text(CURSOR_LIMIT + 1))
+        checkpoint.cursor_in_tx(text(CURSOR_LIMIT + 1))
     checkpoint.set_cursor("1")
     checkpoint.leave("9")
     assert patch_of(checkpoint) == EMPTY | {"done": {"load": 9}}
@@ -546,7 +548,7 @@ class Attempts(RuleBasedStateMachine):
     @rule(value=VALUES)
     def set_step_cursor_tx(self, value: int) -> None:
         def call() -> str:
-            return self.checkpoint.begin_tx("set_step_cursor_tx", has_cursor=True, value=str(value))
+            return self.checkpoint.cursor_in_tx(str(value))
 
         if self.step is None or not self.has_cursor or "set_cursor" in self.calls:
             self.refused(call)
@@ -558,10 +560,10 @@ class Attempts(RuleBasedStateMachine):
     @rule()
     def set_step_tx(self) -> None:
         if self.step is None:
-            self.refused(lambda: self.checkpoint.begin_tx("set_step_tx", has_cursor=False))
+            self.refused(lambda: self.checkpoint.done_in_tx("0"))
             return
         self.calls.add("set_step_tx")
-        assert self.checkpoint.begin_tx("set_step_tx", has_cursor=False) == self.step
+        assert self.checkpoint.done_in_tx("0") == self.step
         self.open.append(("done", self.step, 0))
 
     @precondition(lambda self: self.open)
@@ -661,7 +663,7 @@ def test_items_that_commit_with_their_cursor_are_done_once_each_and_in_order(end
         if checkpoint.enter("load", has_cursor=True):
             for item in range(int(checkpoint.cursor.get("load", "0")), total):
                 end = next(events, "goes on")
-                checkpoint.begin_tx("set_step_cursor_tx", has_cursor=True, value=str(item + 1))
+                checkpoint.cursor_in_tx(str(item + 1))
                 if end in ("goes on", "raises after commit", "dies after commit"):
                     table.append(item)
                     rows["cursor"]["load"] = item + 1

@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
+from uuid import UUID
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -22,7 +24,7 @@ from pgqueue.core.job import Claimed, Job
 from pgqueue.core.states import State, Verb
 from pgqueue.db.session import adapt
 from pgqueue.store import cluster, control, jobs
-from pgqueue.store.jobs import LOWEST_MARK, Acks, Batch
+from pgqueue.store.jobs import LOWEST_MARK, Acks, Batch, Fence
 from pgqueue.store.statement import Statement
 
 T = TypeVar("T")
@@ -82,6 +84,11 @@ class Desk:
     def __exit__(self, *_: object) -> None:
         self.conn.close()
 
+    @cached_property
+    def install(self) -> UUID:
+        """Which database this is."""
+        return UUID(str(self.value("select install_id from pgqueue.meta")))
+
     @property
     def pid(self) -> int:
         return self.conn.info.backend_pid
@@ -133,7 +140,7 @@ class Desk:
         identity = cluster.Identity(
             name=name, host="h", pid=1, version="0", lease=lease, queues={"default": 1}, kinds=KINDS
         )
-        return self.run(cluster.register(identity, schema=self.schema))
+        return self.run(cluster.register(identity, schema=self.schema))[0]
 
     def silence(self, worker: int | None = None) -> None:
         """The worker's heartbeat is overdue."""
@@ -197,16 +204,17 @@ class Desk:
 
     # checkpoints; values are Python's
 
+    def fence(self, held: Held, job: int = 0) -> Fence:
+        """Of the `job`-th of the held jobs."""
+        return Fence(self.install, held.jobs[job].id, held.jobs[job].claim, held.lease)
+
     def set_checkpoint(self, held: Held, part: str, name: str, value: object, *, job: int = 0) -> None:
         """As from the transaction of the `job`-th of the held jobs."""
-        id, claim = held.jobs[job].id, held.jobs[job].claim
-        self.run(jobs.set_checkpoint(id, claim, held.lease, part, name, json.dumps(value), schema=self.schema))
+        self.run(jobs.set_checkpoint(self.fence(held, job), part, name, json.dumps(value), schema=self.schema))
 
     def complete_tx(self, held: Held, result: object = None, *, job: int = 0, patch: object = None) -> None:
-        id, claim = held.jobs[job].id, held.jobs[job].claim
         result, patch = (None if each is None else json.dumps(each) for each in (result, patch))
-        statement = jobs.complete_tx(id, claim, held.lease, result, STARTED, patch=patch, schema=self.schema)
-        self.run(statement)
+        self.run(jobs.complete_tx(self.fence(held, job), result, patch, schema=self.schema))
 
     def keep(self, held: Held, patch: object) -> list[int]:
         """The same patch for all held jobs; the ids that were kept."""

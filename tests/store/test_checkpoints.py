@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
 import psycopg
@@ -19,7 +18,7 @@ from pgqueue.core.states import State, Verb
 from pgqueue.db.schema import migrate
 from pgqueue.store import cluster, control, jobs
 from pgqueue.store.statement import Statement
-from tests.store.desk import STARTED, Desk, Held, bring_to, outcome, verb_statement, wait_until_blocked
+from tests.store.desk import Desk, Held, bring_to, outcome, verb_statement, wait_until_blocked
 from tests.store.test_races import Meeting
 
 Json: TypeAlias = Any
@@ -448,6 +447,7 @@ def test_complete_tx_does_all_that_a_completion_does(desk: Desk, desks: Callable
     id = desk.enqueue_one(unique_key="u", metadata=MINE)
     held = desk.claim()
     checkpoint(desk, held)
+    claimed_at = desk.value("select claimed_at from pgqueue.lease where id = %s", held.lease)
     assert desk.ask(Verb.CANCEL, id) == "requested"
     user = desks()
     user.sql("begin")
@@ -457,7 +457,7 @@ def test_complete_tx_does_all_that_a_completion_does(desk: Desk, desks: Callable
 
     job = desk.job(id)
     assert (job.state, job.result, job.attempt, job.request) == ("completed", {"sum": 3}, 1, None)
-    assert job.started_at == datetime.fromtimestamp(STARTED / 1_000_000, UTC)
+    assert job.started_at == claimed_at
     assert job.worker == "w"
     assert job.finalized_at is not None
     assert desk.metadata(id) == MINE | {"pgqueue": {"data": {"old": 1, "total": 3}}}
@@ -485,12 +485,23 @@ def test_complete_tx_works_once(desk: Desk, held: Held) -> None:
     assert desk.snapshot() == before
 
 
-def test_complete_tx_needs_no_result_and_no_start(desk: Desk, held: Held) -> None:
-    job = held.jobs[0]
-    desk.run(jobs.complete_tx(job.id, job.claim, held.lease, None, None, schema="pgqueue"))
-    found = desk.job(job.id)
-    assert (found.state, found.result, found.started_at) == ("completed", None, None)
-    assert desk.sql("select seconds, longest from pgqueue.tally") == [(0, 0)]
+def test_complete_tx_counts_from_the_claim(desk: Desk, held: Held) -> None:
+    desk.sql("update pgqueue.lease set claimed_at = claimed_at - interval '1 hour'")
+    desk.complete_tx(held)
+    found = desk.job(held.ids[0])
+    assert (found.state, found.result) == ("completed", None)
+    assert desk.sql("select seconds >= 3600, longest = seconds from pgqueue.tally") == [(True, True)]
+
+
+@pytest.mark.parametrize("call", TX)
+def test_a_mark_on_another_database_says_so_whatever_numbers_it_has(desk: Desk, held: Held, call: str) -> None:
+    assert desk.install.version == 4
+    desk.sql("update pgqueue.meta set install_id = gen_random_uuid()")
+    before = desk.snapshot()
+    with pytest.raises(psycopg.Error, match=r"this connection is to another database \(\w+\) than the job's") as told:
+        TX[call](desk, held)
+    assert told.value.sqlstate == "PQ003"
+    assert desk.snapshot() == before
 
 
 def test_complete_tx_passes_over_a_wish_that_somebody_is_just_repeating(
