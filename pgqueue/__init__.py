@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pgqueue.core.signals import Cancel, Discard, RetryAfter, Snooze
     from pgqueue.core.states import State
     from pgqueue.db.drivers import register_adapter
-    from pgqueue.errors import JobFailed, JobNotFound, LeaseLost, PgqueueError, WaitTimeout
+    from pgqueue.errors import JobFailed, JobNotFound, LeaseLost, PgqueueError, StepError, WaitTimeout
     from pgqueue.queue import PgQueue
     from pgqueue.worker import Worker
 
@@ -36,6 +36,7 @@ __all__ = [
     "RetryAfter",
     "Snooze",
     "State",
+    "StepError",
     "WaitTimeout",
     "Worker",
     "current_context",
@@ -50,7 +51,7 @@ _HOMES = {
     "core.signals": ("Cancel", "Discard", "RetryAfter", "Snooze"),
     "core.states": ("State",),
     "db.drivers": ("register_adapter",),
-    "errors": ("JobFailed", "JobNotFound", "LeaseLost", "PgqueueError", "WaitTimeout"),
+    "errors": ("JobFailed", "JobNotFound", "LeaseLost", "PgqueueError", "StepError", "WaitTimeout"),
     "queue": ("PgQueue",),
     "worker": ("Worker",),
 }

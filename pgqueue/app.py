@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol, runtime_checkable
@@ -11,7 +11,6 @@ from uuid import UUID
 import msgspec
 
 from pgqueue.context import AsyncContext, BaseContext, Context, Interrupt, RunningJob, read_metadata
-from pgqueue.core.job import Claimed
 from pgqueue.db.connect import is_outage, resolve_dsn, way_around
 from pgqueue.db.failure import DatabaseError
 from pgqueue.db.pool import AsyncPool, Pool, PoolOptions
@@ -21,8 +20,8 @@ from pgqueue.engine.child import ChildJob, Flags
 from pgqueue.engine.lane import Attempt
 from pgqueue.engine.worker import Worker, WorkerOptions
 from pgqueue.errors import ConfigError
-from pgqueue.features.steps import FencedMarks, Marks, Memory, RemoteMemory
-from pgqueue.store.jobs import Fence
+from pgqueue.extension import Here
+from pgqueue.features.memory import noted
 from pgqueue.tasks.registry import Registry
 
 
@@ -76,7 +75,7 @@ async def assemble(parts: Parts, options: WorkerOptions) -> Worker:
     def make_context(attempt: Attempt) -> BaseContext:
         return context_of(attempt, parts, worker.install)
 
-    worker = Worker(options, tasks=tasks, make_context=make_context, on_note=_noted)
+    worker = Worker(options, tasks=tasks, make_context=make_context, on_note=noted)
     return worker
 
 
@@ -93,45 +92,25 @@ async def _check_schema(options: WorkerOptions) -> None:
 
 def context_of(attempt: Attempt, parts: Parts, install: UUID) -> BaseContext:
     """The context of an attempt in the worker's own process, in the colour of its task."""
-
-    def memory() -> Memory:
-        if not isinstance(attempt.memory, Memory):
-            fence = Fence(install, attempt.job.id, attempt.job.claim, attempt.lease.id)
-            attempt.memory = _memory(attempt.job, FencedMarks(fence, parts.schema))
-        return attempt.memory
-
-    return _context(attempt.job, attempt.lane.queue, attempt, parts, memory, is_async=attempt.task.executor == "async")
+    here = Here(job=attempt.job, lease=attempt.lease.id, install=install, schema=parts.schema, keeper=attempt)
+    return context(here, attempt.lane.queue, attempt, parts, is_async=attempt.task.executor == "async")
 
 
 def child_context(child: ChildJob, flags: Flags) -> BaseContext:
     """The context of an attempt in a process of its own, made there."""
     sender: object = child.sender  # the task's own queue object in that process
     pools = sender if isinstance(sender, Pools) else _pools_of(child.settings)
-
-    def memory() -> Memory:
-        if not isinstance(flags.memory, Memory):
-            fence = Fence(UUID(str(child.settings["install"])), child.job.id, child.job.claim, child.lease)
-            marks = FencedMarks(fence, str(child.settings["schema"]))
-            flags.memory = _memory(child.job, marks, lambda patch: flags.note(msgspec.Raw(patch.encode())))
-        return flags.memory
-
-    return _context(child.job, child.queue, flags, pools, memory, is_async=child.is_async)
+    here = Here(
+        job=child.job, lease=child.lease, install=UUID(str(child.settings["install"])),
+        schema=str(child.settings["schema"]), keeper=flags,
+        note=lambda patch: flags.note(msgspec.Raw(patch.encode())),
+    )  # fmt: skip
+    return context(here, child.queue, flags, pools, is_async=child.is_async)
 
 
-def _noted(attempt: Attempt, note: bytes) -> None:
-    """The context of an attempt in another process has remembered something."""
-    if not isinstance(attempt.memory, RemoteMemory):
-        attempt.memory = RemoteMemory()
-    attempt.memory.add(note)
-
-
-def _memory(job: Claimed, marks: Marks, on_change: Callable[[str], None] = lambda patch: None) -> Memory:
-    return Memory(f"job {job.id} ({job.kind})", marks, job.metadata if job.has_checkpoint else None, on_change)
-
-
-def _context(
-    job: Claimed, queue: str, interrupt: Interrupt, pools: Pools, memory: Callable[[], Memory], *, is_async: bool
-) -> BaseContext:
+def context(here: Here, queue: str, interrupt: Interrupt, pools: Pools, *, is_async: bool) -> BaseContext:
+    """A context of either colour."""
+    job = here.job
     running = RunningJob(
         id=job.id,
         kind=job.kind,
@@ -142,8 +121,8 @@ def _context(
         metadata=read_metadata(job.metadata),
     )
     if is_async:
-        return AsyncContext(running, interrupt, memory=memory, lend=pools.apool.connection)
-    return Context(running, interrupt, memory=memory, lend=pools.pool.connection)
+        return AsyncContext(running, interrupt, here, lend=pools.apool.connection)
+    return Context(running, interrupt, here, lend=pools.pool.connection)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
 """What a running task may ask about itself.
 
 `Context` is for plain functions, `AsyncContext` for coroutines; a task gets one as its first parameter if that is
-annotated with either, or calls `current_context()`. All of this is memory: nothing here waits for the database, save
-`connection()`, which lends one.
+annotated with either, or calls `current_context()`. Nothing here waits for the database but `connection()`, which lends
+one, and the `*_tx` calls, which use the caller's.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import msgspec
 
 from pgqueue.core.signals import Cancel
 from pgqueue.db.pool import AsyncConnection, Connection
 from pgqueue.errors import LeaseLost, PgqueueError
-from pgqueue.extension import context_here
-from pgqueue.features.steps import AsyncSteps, Memory, Steps
-
-Mode = Literal["worker", "local", "test"]
+from pgqueue.extension import Here, Mode, context_here
+from pgqueue.features.http import AsyncHttp, Http
+from pgqueue.features.steps import AsyncSteps, Steps
 
 
 class Interrupt(Protocol):
@@ -53,13 +52,10 @@ class BaseContext:
 
     __pgqueue_context__ = True
 
-    def __init__(
-        self, job: RunningJob, interrupt: Interrupt, *, memory: Callable[[], Memory], mode: Mode = "worker"
-    ) -> None:
+    def __init__(self, job: RunningJob, interrupt: Interrupt, here: Here) -> None:
         self.job = job
-        self.mode = mode
         self._interrupt = interrupt
-        self._memory = memory
+        self._here = here
         self.log = logging.LoggerAdapter(
             logging.getLogger(f"pgqueue.job.{job.kind}"),
             {"job_id": job.id, "kind": job.kind, "queue": job.queue, "attempt": job.attempt},
@@ -69,6 +65,11 @@ class BaseContext:
     def attempt(self) -> int:
         """The number of this attempt, from 1."""
         return self.job.attempt
+
+    @property
+    def mode(self) -> Mode:
+        """Who runs it: a "worker", "local" for one without a server, or a "test"."""
+        return self._here.mode
 
     @property
     def tenant(self) -> str | None:
@@ -107,19 +108,18 @@ class BaseContext:
             self.raise_if_cancelled()
 
 
-class Context(BaseContext, Steps):
+class Context(BaseContext, Steps, Http):
     """The context of a task that is a plain function."""
 
     def __init__(
         self,
         job: RunningJob,
         interrupt: Interrupt,
+        here: Here,
         *,
-        memory: Callable[[], Memory],
-        mode: Mode = "worker",
         lend: Callable[[], AbstractContextManager[Connection]],
     ) -> None:
-        super().__init__(job, interrupt, memory=memory, mode=mode)
+        super().__init__(job, interrupt, here)
         self._lend = lend
 
     def connection(self) -> AbstractContextManager[Connection]:
@@ -131,19 +131,18 @@ class Context(BaseContext, Steps):
         return self._lend()
 
 
-class AsyncContext(BaseContext, AsyncSteps):
+class AsyncContext(BaseContext, AsyncSteps, AsyncHttp):
     """The context of a task that is a coroutine."""
 
     def __init__(
         self,
         job: RunningJob,
         interrupt: Interrupt,
+        here: Here,
         *,
-        memory: Callable[[], Memory],
-        mode: Mode = "worker",
         lend: Callable[[], AbstractAsyncContextManager[AsyncConnection]],
     ) -> None:
-        super().__init__(job, interrupt, memory=memory, mode=mode)
+        super().__init__(job, interrupt, here)
         self._lend = lend
 
     def connection(self) -> AbstractAsyncContextManager[AsyncConnection]:

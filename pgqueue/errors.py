@@ -13,6 +13,7 @@ PgqueueError
 ├── JobNotFound (LookupError)        no job with that id
 ├── WaitTimeout (TimeoutError)       the job had not finished in time
 ├── JobFailed                        the awaited job ended without a result
+├── StepError                        a step was used as steps can't be; the attempt fails, what was done before stays
 └── LeaseLost                        this attempt no longer holds the job; another one may
 """
 
@@ -69,6 +70,10 @@ class WaitTimeout(PgqueueError, TimeoutError):
 
 class JobFailed(PgqueueError):
     """The awaited job ended without a result: cancelled, discarded or stopped."""
+
+
+class StepError(PgqueueError):
+    """A step was used as steps can't be, or its checkpoint is damaged; what was done before stays."""
 
 
 class LeaseLost(PgqueueError):

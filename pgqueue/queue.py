@@ -87,7 +87,7 @@ class PgQueue:
         timeout: timedelta | float | None = None,
         executor: Executor | None = None,
         validate: Callable[..., object] | None = None,
-        checkpoint_every: timedelta | float | None = None,
+        checkpoint_every: timedelta | float | None = 10.0,
     ) -> _Decorator: ...
     def task(self, *function: Callable[..., Any], **options: Any) -> Any:
         """Make a function a task: `@q.task`, or `@q.task(queue="mail", retry=Retry(max_attempts=8), timeout=60)`.
@@ -98,8 +98,8 @@ class PgQueue:
         timeout   seconds or a timedelta; an attempt that takes longer fails
         executor  "async", "thread" or "process"; coroutines run async and functions in threads unless told otherwise
         validate  called with the arguments before anything is sent; raises to refuse them
-        checkpoint_every  seconds or a timedelta: make the steps and cursors of a running attempt durable so often, for
-                  the case that its worker is killed; without it they are when the attempt ends
+        checkpoint_every  seconds or a timedelta: make what a running attempt remembers (steps, cursors, data) durable
+                  so often, for others to see and for the case that its worker is killed; None: when it ends
         """
 
         def decorate(function: Callable[..., Any]) -> Task[..., Any]:

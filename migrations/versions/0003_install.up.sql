@@ -31,7 +31,10 @@ begin
   end if;
   if not found then
     raise exception using errcode = 'PQ001', message = format(
-      'job %s: this attempt has lost its lease; another worker may be running the job', job);
+      case when exists (
+          select from pgqueue.job j where j.id = job and j.claim = hold_attempt.claim and j.status = 1)
+        then 'job %s: it was completed already: nothing can be added to it'
+        else 'job %s: this attempt has lost its lease; another worker may be running the job' end, job);
   end if;
 end $$;
 comment on function pgqueue.hold_attempt is

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from json import dumps
 
+from pgqueue.errors import StepError
+
 CURSOR_LIMIT = 64 * 1024  # bytes of JSON, as PostgreSQL gets it (UTF-8); the others likewise
 RESULT_LIMIT = 256 * 1024
 TOTAL_LIMIT = 1024 * 1024
@@ -20,10 +22,6 @@ NULL = "null"
 
 _NAME_LIMIT = 128  # characters
 _MARKS = len('"":,')  # what an entry of an object has besides its key and its value
-
-
-class StepError(Exception):
-    """A step was used as steps can't be: the attempt fails, what was done before stays."""
 
 
 @dataclass(slots=True)
@@ -39,7 +37,8 @@ class Checkpoint:
     cursor: dict[str, str] = field(default_factory=dict)
     data: dict[str, str] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set, init=False, repr=False)
-    _size: int = field(default=0, init=False, repr=False)  # bytes of done, cursor and data
+    _sizes: dict[tuple[str, str], int] = field(default_factory=dict, init=False, repr=False)  # bytes, also of marks
+    _total: int = field(default=0, init=False, repr=False)
     _current: str | None = field(default=None, init=False, repr=False)
     _current_has_cursor: bool = field(default=False, init=False, repr=False)
     _row_decides: bool = field(default=False, init=False, repr=False)  # a *_tx call was made in the running step
@@ -50,9 +49,9 @@ class Checkpoint:
     _new_data: dict[str, str] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for part in (self.done, self.cursor, self.data):
-            for key in part:
-                self._size += _size_in(part, key)
+        for name, part in (("done", self.done), ("cursor", self.cursor), ("data", self.data)):
+            self._sizes |= {(name, key): _entry_size(key, value) for key, value in part.items()}
+        self._total = sum(self._sizes.values())
 
     @property
     def current(self) -> str | None:
@@ -78,13 +77,15 @@ class Checkpoint:
         if self._current is not None:
             raise StepError(
                 f"step {name!r} inside step {self._current!r}: steps can neither be nested nor run at the same time;"
-                " run one after the other"
+                " run one after the other, and close a loop of resume() that was left by break"
             )
         if name in self._seen:
             raise StepError(f"step {name!r}: there was a step of that name in this attempt already; give each its own")
         self._seen.add(name)
         if name in self.done:
             return False
+        if self._total > TOTAL_LIMIT:  # by marks; or as PostgreSQL writes its numbers, without exponents
+            raise self._too_large(f"step {name!r}: before it", self._total)
         self._current, self._current_has_cursor = name, has_cursor
         self._row_decides, self._cursor_verb, self._marked = False, None, None
         return True
@@ -100,8 +101,7 @@ class Checkpoint:
         if result is None or name is None or self._row_decides:
             return
         check_size(f"step {name!r}: its result", result, RESULT_LIMIT)
-        growth = _entry_size(name, result) - _size_in(self.cursor, name)
-        self._grow(f"step {name!r}: with its result", growth)
+        self._grow(f"step {name!r}: with its result", {("done", name): _entry_size(name, result), ("cursor", name): 0})
         self.done[name] = self._new_done[name] = result
         self.cursor.pop(name, None)
         self._new_cursor.pop(name, None)
@@ -113,7 +113,7 @@ class Checkpoint:
         """
         name = self._cursor_step("set_cursor")
         check_size(f"step {name!r}: its cursor", value, CURSOR_LIMIT)
-        self._grow(f"step {name!r}: with its cursor", _entry_size(name, value) - _size_in(self.cursor, name))
+        self._grow(f"step {name!r}: with its cursor", {("cursor", name): _entry_size(name, value)})
         self._cursor_verb = "set_cursor"
         self.cursor[name] = self._new_cursor[name] = value
 
@@ -126,6 +126,7 @@ class Checkpoint:
             raise StepError("set_step_tx outside a step: call it inside the function of a step")
         name = self._current
         check_size(f"step {name!r}: its result", result, RESULT_LIMIT)
+        self._grow(f"step {name!r}: with its result", {("done", name): _entry_size(name, result)})
         self._row_decides, self._marked = True, result
         return name
 
@@ -136,6 +137,7 @@ class Checkpoint:
         """
         name = self._cursor_step("set_step_cursor_tx")
         check_size(f"step {name!r}: its cursor", value, CURSOR_LIMIT)
+        self._grow(f"step {name!r}: with its cursor", {("cursor", name): _entry_size(name, value)})
         self._cursor_verb = "set_step_cursor_tx"
         self._row_decides = True
         return name
@@ -143,14 +145,16 @@ class Checkpoint:
     def save(self, changes: Mapping[str, str]) -> None:
         """Add to the data, all of it or nothing; a value of JSON null deletes its key.
 
-        raises  StepError for a key that can't be stored, or data over the limit
+        raises  StepError for a key that can't be stored or has over 128 characters, or data over the limit
         """
-        growth = 0
+        sizes: dict[tuple[str, str], int] = {}
         for key, value in changes.items():
+            if len(key) > _NAME_LIMIT:
+                raise StepError(f"save: the key {key!r:.140} has over {_NAME_LIMIT} characters")
             if not _is_storable(key):
                 raise StepError(f"save: PostgreSQL can't store the key {key!r:.140}; take NUL and half surrogates out")
-            growth += (0 if value == NULL else _entry_size(key, value)) - _size_in(self.data, key)
-        self._grow(f"save: with {', '.join(map(repr, changes)):.140}", growth)
+            sizes["data", key] = 0 if value == NULL else _entry_size(key, value)
+        self._grow(f"save: with {', '.join(map(repr, changes)):.140}", sizes)
         for key, value in changes.items():
             self._new_data[key] = value
             if value == NULL:
@@ -165,9 +169,10 @@ class Checkpoint:
 
     def patch(self) -> str:
         """What this attempt adds, as a JSON object `{"done": {}, "cursor": {}, "data": {}}`; null in data deletes."""
-        parts = (("done", self._new_done), ("cursor", self._new_cursor), ("data", self._new_data))
-        # Copies, since the job's thread may be adding to them while another asks.
-        return "{" + ",".join(f'"{name}":{_object(values.copy())}' for name, values in parts) + "}"
+        # Copies, since the job's thread may be adding to them while another asks; in this order, since a step that ends
+        # meanwhile goes from the cursors to those that are done.
+        cursor, done, data = self._new_cursor.copy(), self._new_done.copy(), self._new_data.copy()
+        return f'{{"done":{_object(done)},"cursor":{_object(cursor)},"data":{_object(data)}}}'
 
     def _cursor_step(self, verb: str) -> str:
         if self._current is None or not self._current_has_cursor:
@@ -177,14 +182,19 @@ class Checkpoint:
             raise StepError(f"step {self._current!r}: {verb} after {self._cursor_verb}; use one of them in a step")
         return self._current
 
-    def _grow(self, what: str, by: int) -> None:
-        size = self._size + by
-        if by > 0 and size > TOTAL_LIMIT:  # a change that makes it smaller is always welcome
-            raise StepError(
-                f"{what} the checkpoint would have {size} bytes of JSON, the limit is {TOTAL_LIMIT};"
-                " keep the data in a table and its key here"
-            )
-        self._size = size
+    def _grow(self, what: str, sizes: Mapping[tuple[str, str], int]) -> None:
+        """Count entries, by part and key, with so many bytes as they are to have."""
+        growth = sum(size - self._sizes.get(key, 0) for key, size in sizes.items())
+        if growth > 0 and self._total + growth > TOTAL_LIMIT:  # a change that makes it smaller is always welcome
+            raise self._too_large(what, self._total + growth)
+        self._sizes.update(sizes)
+        self._total += growth
+
+    def _too_large(self, what: str, size: int) -> StepError:
+        return StepError(
+            f"{what} the checkpoint would have {size} bytes of JSON, the limit is {TOTAL_LIMIT};"
+            " keep the data in a table and its key here"
+        )
 
 
 def check_size(what: str, text: str, limit: int) -> None:
@@ -211,11 +221,6 @@ def _bytes(text: str) -> int:
 
 def _entry_size(key: str, value: str) -> int:
     return _bytes(key) + _bytes(value) + _MARKS
-
-
-def _size_in(part: Mapping[str, str], key: str) -> int:
-    value = part.get(key)
-    return 0 if value is None else _entry_size(key, value)
 
 
 def _is_storable(text: str) -> bool:

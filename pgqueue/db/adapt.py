@@ -12,7 +12,8 @@ On a connection in autocommit mode the statement is its own transaction.
 
 from __future__ import annotations
 
-from typing import Any, TypeVar, cast
+from collections.abc import Awaitable, Callable
+from typing import TypeVar, cast
 
 from pgqueue.db.drivers import (
     Adapter,
@@ -45,55 +46,82 @@ __all__ = [
 T = TypeVar("T")
 
 
-def run(conn: object, statement: Statement[T], *, in_transaction: bool = False) -> T:
+def run(conn: object, statement: Statement[T]) -> T:
     """Run `statement` on a sync connection and return what it decodes to.
 
-    in_transaction  refuse a connection on which it would be committed by itself
     raises  InvalidConnection (nothing was sent); LeaseLost, InvalidJob, SchemaMismatch (the server refused, the
             transaction is aborted); any other error of the driver as it is
     """
+    target, adapter = _sync(conn, "await the verb with an `a` in front, or pass a sync connection")
+    return _fetch(target, adapter, statement)
+
+
+async def arun(conn: object, statement: Statement[T]) -> T:
+    """Run `statement` on an async connection and return what it decodes to; otherwise as `run`."""
+    target, adapter = _async(conn, "use the verb without the `a` in front, or pass an async connection")
+    return await _afetch(target, adapter, statement)
+
+
+def join(conn: object, remedy: str) -> Callable[[Statement[T]], T]:
+    """How to run a statement in the transaction on a sync connection; errors as `run`.
+
+    remedy  what to do about a connection of the wrong colour
+    raises  InvalidConnection, also for a connection on which the statement would be committed by itself
+    """
+    target, adapter = _sync(conn, remedy)
+    if commits_alone(target, adapter):
+        raise _alone(target)
+    return lambda statement: _fetch(target, adapter, statement)
+
+
+async def ajoin(conn: object, remedy: str) -> Callable[[Statement[T]], Awaitable[T]]:
+    """As `join`, on an async connection."""
+    target, adapter = _async(conn, remedy)
+    alone = commits_alone(target, adapter)
+    if alone if isinstance(alone, bool) else await alone:
+        raise _alone(target)
+    return lambda statement: _afetch(target, adapter, statement)
+
+
+def _sync(conn: object, remedy: str) -> tuple[object, SyncAdapter[object]]:
     target, adapter = resolve(conn)
     if adapter.is_async:
-        raise InvalidConnection(
-            f"{class_name(conn)} is an async connection: await the verb with an `a` in front, "
-            "such as `await task.using(conn).aenqueue(...)`, or pass a sync connection"
-        )
+        raise InvalidConnection(f"{class_name(conn)} is an async connection: {remedy}")
     adapter.check(target)
-    if in_transaction:
-        _refuse_alone(target, adapter)
-    try:
-        rows = cast("SyncAdapter[object]", adapter).fetch(target, statement.sql, statement.params)
-    except Exception as error:
-        _raise_ours(error, statement.sql)
-        raise
-    return statement.decode(rows)
+    return target, cast("SyncAdapter[object]", adapter)
 
 
-async def arun(conn: object, statement: Statement[T], *, in_transaction: bool = False) -> T:
-    """Run `statement` on an async connection and return what it decodes to; otherwise as `run`."""
+def _async(conn: object, remedy: str) -> tuple[object, AsyncAdapter[object]]:
     target, adapter = resolve(conn)
     if not adapter.is_async:
-        raise InvalidConnection(
-            f"{class_name(conn)} is a sync connection: use the verb without the `a` in front, "
-            "such as `task.using(conn).enqueue(...)`, or pass an async connection"
-        )
+        raise InvalidConnection(f"{class_name(conn)} is a sync connection: {remedy}")
     adapter.check(target)
-    if in_transaction:
-        _refuse_alone(target, adapter)
+    return target, cast("AsyncAdapter[object]", adapter)
+
+
+def _fetch(target: object, adapter: SyncAdapter[object], statement: Statement[T]) -> T:
     try:
-        rows = await cast("AsyncAdapter[object]", adapter).fetch(target, statement.sql, statement.params)
+        rows = adapter.fetch(target, statement.sql, statement.params)
     except Exception as error:
         _raise_ours(error, statement.sql)
         raise
     return statement.decode(rows)
 
 
-def _refuse_alone(target: object, adapter: Adapter[Any]) -> None:
-    if commits_alone(target, adapter):
-        raise InvalidConnection(
-            f"this {class_name(target)} is in autocommit mode, so that the mark would not commit together with your"
-            " work: open a transaction on it first"
-        )
+async def _afetch(target: object, adapter: AsyncAdapter[object], statement: Statement[T]) -> T:
+    try:
+        rows = await adapter.fetch(target, statement.sql, statement.params)
+    except Exception as error:
+        _raise_ours(error, statement.sql)
+        raise
+    return statement.decode(rows)
+
+
+def _alone(target: object) -> InvalidConnection:
+    return InvalidConnection(
+        f"this {class_name(target)} is in autocommit mode, so that the mark would not commit together with your work:"
+        " open a transaction on it first"
+    )
 
 
 def _raise_ours(error: Exception, sql: str) -> None:

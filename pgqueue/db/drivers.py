@@ -8,7 +8,7 @@ Never: changes a setting of the connection, flushes a session, commits or rolls 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeAlias, TypeVar, cast
 
 import psycopg
@@ -87,13 +87,13 @@ def resolve(conn: object) -> tuple[object, Adapter[Any]]:
     raise InvalidConnection(f"{class_name(conn)} is not a connection pgqueue knows. Supported: {SUPPORTED}")
 
 
-def commits_alone(target: object, adapter: Adapter[Any]) -> bool:
+def commits_alone(target: object, adapter: Adapter[Any]) -> bool | Awaitable[bool]:
     """Would a statement on this connection commit by itself, because no transaction is open and none would be begun?
 
     False if the adapter has no `commits_alone` to tell. Ask only of what its `check` has passed.
     """
-    tell = getattr(adapter, "commits_alone", None)
-    return tell is not None and bool(tell(target))
+    tell: Callable[[object], bool | Awaitable[bool]] | None = getattr(adapter, "commits_alone", None)
+    return False if tell is None else tell(target)
 
 
 def class_name(conn: object) -> str:
@@ -321,8 +321,8 @@ class SqlalchemyAsyncSession:
     def check(self, session: Any) -> None:
         SESSION.check(session.sync_session)
 
-    def commits_alone(self, session: Any) -> bool:  # one that hasn't begun will, at the first statement
-        return bool(session.in_transaction()) and SESSION.commits_alone(session.sync_session)
+    async def commits_alone(self, session: Any) -> bool:
+        return ASYNC_SQLALCHEMY.commits_alone(await session.connection())
 
     async def fetch(self, session: Any, sql: str, params: Params) -> Sequence[Row]:
         conn = await session.connection()

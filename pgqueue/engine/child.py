@@ -32,11 +32,11 @@ from pgqueue.core.job import Claimed
 from pgqueue.core.outcome import Raised, Returned, describe, storable
 from pgqueue.core.signals import Cancel, Discard, RetryAfter, Snooze
 from pgqueue.engine.death import mortal
-from pgqueue.engine.executors import returned, traceback_of
+from pgqueue.engine.executors import agive_back, give_back, returned, traceback_of
 from pgqueue.engine.lane import Reason
 from pgqueue.engine.line import NULL, Ask, Boot, Failure, Hello, Line, Note, Result, Run, ToChild, encode
 from pgqueue.engine.place import Main, Place, find
-from pgqueue.extension import Memory, context_here
+from pgqueue.extension import Leftover, Lent, context_here
 from pgqueue.tasks.args import ArgsCodec
 from pgqueue.tasks.task import Sender
 
@@ -70,7 +70,7 @@ class ChildJob:
 class Flags:
     """What the worker wants of the running attempt, and the way back to it. Any thread may ask.
 
-    memory  what its contexts share
+    leftover, lent  what its contexts share
     """
 
     def __init__(self, line: Line, serial: int) -> None:
@@ -79,7 +79,8 @@ class Flags:
         self._lock = threading.RLock()  # a signal handler may interrupt its holder
         self._over = False
         self._reason: Reason | None = None
-        self.memory: Memory | None = None
+        self.leftover: Leftover | None = None
+        self.lent: Lent | None = None
         self.final = False  # a SIGTERM that comes now is the worker's
         self.on_ask: Callable[[], None] | None = None  # called when the first request is read, by whoever reads it
 
@@ -88,21 +89,6 @@ class Flags:
         """Why the attempt is to end; None: it is not."""
         self.look()
         return self._reason
-
-    @property
-    def cancel_requested(self) -> bool:
-        """Someone wants the job cancelled."""
-        return self.reason is Reason.CANCEL
-
-    @property
-    def stop_requested(self) -> bool:
-        """Someone wants the job, or its worker, stopped."""
-        return self.reason in (Reason.STOP, Reason.SHUTDOWN)
-
-    @property
-    def timed_out(self) -> bool:
-        """It has taken longer than its time-out."""
-        return self.reason is Reason.TIMEOUT
 
     def note(self, value: object) -> None:
         """Give the worker something that JSON can say; it has it even if this process dies right after."""
@@ -220,8 +206,12 @@ class Child:
         if known.codec.takes_context:
             args = [make(), *args]
         if known.is_async:
-            return self._run_coroutine(known.fn(*args, **kwargs), flags)
-        return known.fn(*args, **kwargs)
+            return self._run_coroutine(_closing(flags, known.fn(*args, **kwargs)), flags)
+        try:
+            return known.fn(*args, **kwargs)
+        finally:
+            if flags.lent is not None:
+                give_back(flags.lent)
 
     def _find(self, place: Place) -> Known:
         known = self._known.get(place)
@@ -249,6 +239,14 @@ class Child:
         if self._flags is None or self._flags.reason is Reason.LOST:
             assert self._loop is not None
             self._loop.remove_reader(self._line.sock)  # the worker is gone, and that is readable for ever
+
+
+async def _closing(flags: Flags, coroutine: Coroutine[Any, Any, object]) -> object:
+    try:
+        return await coroutine
+    finally:
+        if flags.lent is not None:
+            await agive_back(flags.lent)
 
 
 def make_context(factory: str, job: ChildJob, flags: Flags) -> object:

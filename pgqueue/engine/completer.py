@@ -35,7 +35,11 @@ BATCH = 1000  # outcomes in a statement
 BATCH_BYTES = 16 * 1024 * 1024  # of results and errors; a jsonb array of 256 MiB would be refused
 LOCKED_AGAIN = 0.1  # seconds until a row that was locked is tried again
 UNSTORABLE = "Unstorable"  # the error of an outcome that was refused
+KEEP_BYTES = 4 * 1024 * 1024  # of checkpoints, before outcomes have their turn again
 BACKLOG = 5000  # outcomes not written yet at which no more jobs are claimed
+
+
+News = dict[str, dict[str, msgspec.Raw]]  # parts of a checkpoint, each by name
 
 
 class Ending(NamedTuple):
@@ -120,13 +124,13 @@ class Completer:
     def report(self, attempt: Attempt, ended: Ended) -> None:
         """An attempt has ended. Called from any thread."""
         attempt.finished_at = time.monotonic()
-        memory = attempt.memory
-        if ended is NOTHING and memory is None and not attempt.job.has_checkpoint:
+        leftover = attempt.leftover
+        if ended is NOTHING and leftover is None and not attempt.job.has_checkpoint:
             self._completed.append(attempt)
         else:
-            if isinstance(ended, Returned) and memory is not None and memory.completing:
+            if isinstance(ended, Returned) and leftover is not None and leftover.completing:
                 ended = Raised(Uncommitted())  # if it was committed, the fence lets nothing through
-            checkpoint = None if memory is None else memory.patch()
+            checkpoint = None if leftover is None else leftover.close()
             self._ended.append(Ending(attempt, _outcome(attempt, ended), checkpoint))
         self._rouse()
 
@@ -241,7 +245,10 @@ class Completer:
         locked = [ending for ending in endings if recorded.get(ending.attempt.job.id) is False]
         _reopen(ending.attempt.lease for ending in locked)
         self._locked += locked
-        lost = [a.job.id for a, _, _ in endings if a.job.id not in recorded and not (a.memory and a.memory.completing)]
+        lost = [
+            attempt.job.id for attempt, _, _ in endings
+            if attempt.job.id not in recorded and not (attempt.leftover and attempt.leftover.completing)
+        ]  # fmt: skip
         if lost:
             self._on_lost(lost)
         delays = [outcome.delay or 0.0 for _, outcome, _ in endings if outcome.delay is not None or outcome.solo]
@@ -286,23 +293,33 @@ class Completer:
             await self._wait_out(error)
 
     async def _keep(self) -> None:
-        """Once; if it fails, there will be more to keep the next time."""
-        attempts, self._to_keep = self._to_keep, []
-        rows: list[dict[str, object]] = []
-        for attempt in attempts:
-            patch = None if attempt.memory is None else attempt.memory.patch()
-            if patch is not None and patch != attempt.kept:
-                attempt.kept = patch
-                fence: dict[str, object] = {"id": attempt.job.id, "claim": attempt.job.claim, "lease": attempt.lease.id}
-                rows.append(fence | {"patch": msgspec.Raw(patch.encode())})
-        if not rows:
-            return
+        """A statement's worth; if it fails, there will be more to keep the next time."""
+        news: dict[int, tuple[Attempt, News]] = {}
+        size = 0
+        while self._to_keep and size < KEEP_BYTES:
+            attempt = self._to_keep.pop()
+            patch = None if attempt.leftover is None else attempt.leftover.patch()
+            found = {} if patch is None else _news(attempt.kept, patch)
+            if found:
+                news[attempt.job.id] = attempt, found
+                size += sum(len(value) for part in found.values() for value in part.values())
+        if news:
+            await self._keep_these(news)
+
+    async def _keep_these(self, news: dict[int, tuple[Attempt, News]]) -> None:
+        rows = [
+            {"id": id, "claim": attempt.job.claim, "lease": attempt.lease.id, "patch": patch}
+            for id, (attempt, patch) in news.items()
+        ]
         try:
-            await self._session.run(jobs.keep(msgspec.json.encode(rows).decode(), schema=self._schema))
+            kept = await self._session.run(jobs.keep(msgspec.json.encode(rows).decode(), schema=self._schema))
         except DatabaseError as error:
-            for attempt in attempts:
-                attempt.kept = None
             log.info("checkpoints could not be kept, the next time they will: %s", str(error).strip())
+            return
+        for id in kept:  # not those whose row somebody has locked
+            attempt, patch = news[id]
+            for part, values in patch.items():
+                attempt.kept.setdefault(part, {}).update(values)
 
     def _document(self, endings: Iterable[Ending]) -> str:
         rows = []
@@ -333,6 +350,9 @@ class Completer:
         await asyncio.sleep(self._backoff.next())
 
 
+_read_patch = msgspec.json.Decoder(News).decode
+
+
 def _outcome(attempt: Attempt, ended: Ended) -> Outcome:
     job, retry = attempt.job, attempt.task.retry
     try:
@@ -342,6 +362,16 @@ def _outcome(attempt: Attempt, ended: Ended) -> Outcome:
     except BaseException as broken:  # what a task raises may bring methods of its own, and may lack a delay or a reason
         error = ValueError(f"how it ended can't be told: {type(broken).__name__}")
         return decide(Raised(error), attempt=job.attempt, crashes=job.crashes, retry=retry)
+
+
+def _news(kept: News, patch: str) -> News:
+    """What of a patch has not been kept yet: large results aren't sent again with every cursor."""
+    found = _read_patch(patch)
+    news = {
+        part: {name: value for name, value in values.items() if kept.get(part, {}).get(name) != value}
+        for part, values in found.items()
+    }
+    return {part: values for part, values in news.items() if values}
 
 
 def _job_id(attempt: Attempt) -> int:

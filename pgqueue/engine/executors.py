@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import queue
 import threading
 import traceback
@@ -17,8 +18,10 @@ from functools import partial
 from pgqueue.core.outcome import NOTHING, Asked, Ended, Expired, Interrupted, Raised, Returned, TimedOut
 from pgqueue.core.states import Verb
 from pgqueue.engine.lane import Attempt, Reason
-from pgqueue.extension import context_here
+from pgqueue.extension import Lent, context_here
 from pgqueue.tasks.json_text import encode_result
+
+log = logging.getLogger("pgqueue.worker")
 
 Report = Callable[[Attempt, Ended], None]
 YIELD_EVERY = 64  # jobs that a coroutine runs before it lets others on the event loop
@@ -76,6 +79,22 @@ def traceback_of(error: BaseException, ours: str = __file__) -> str:
         return f"(its traceback can't be had: {type(broken).__name__})"
 
 
+def give_back(lent: Lent) -> None:
+    """The function of an attempt has ended: close what it was lent. That this fails isn't the job's failure."""
+    try:
+        lent.close()
+    except Exception as error:
+        log.warning("what an attempt was lent could not be closed: %r", error)
+
+
+async def agive_back(lent: Lent) -> None:
+    """As `give_back`, of a coroutine."""
+    try:
+        await lent.aclose()
+    except Exception as error:
+        log.warning("what an attempt was lent could not be closed: %r", error)
+
+
 class AsyncExecutor:
     """Runs `async def` tasks as coroutines of the worker's event loop.
 
@@ -124,6 +143,8 @@ class AsyncExecutor:
             finally:
                 attempt.on_interrupt = None
                 context_here.reset(token)
+            if attempt.lent is not None:
+                await agive_back(attempt.lent)
             self._report(attempt, ended)
             upcoming = attempt.lane.next(self)
             if attempt.reason is not None or current.cancelling() or _differ(contextvars.copy_context(), before):
@@ -143,8 +164,8 @@ def _differ(now: contextvars.Context, before: contextvars.Context) -> bool:
 class ThreadExecutor:
     """Runs plain functions in threads, each until there is nothing more for it.
 
-    A thread can't be stopped from outside: an interrupted attempt keeps its slot until its function looks at its
-    context (every call of which raises then) or returns.
+    A thread can't be stopped from outside: an interrupted attempt keeps its slot until its function returns or makes a
+    call on its context that has an effect (which raises then).
 
     run  does that instead, for the executor of processes; `end` is called by each of its threads as it ends
     """
@@ -205,3 +226,6 @@ class ThreadExecutor:
             return returned(attempt.task.fn(*args, **kwargs))
         except BaseException as error:  # SystemExit too is the task's failure, not the worker's
             return raised(error, attempt)
+        finally:
+            if attempt.lent is not None:
+                give_back(attempt.lent)

@@ -14,8 +14,10 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol
 
+from msgspec import Raw
+
 from pgqueue.core.job import Claimed
-from pgqueue.extension import Memory
+from pgqueue.extension import Leftover, Lent
 from pgqueue.tasks.task import Task
 
 FOREVER = float("inf")
@@ -58,15 +60,15 @@ class Attempt:
     expires       monotonic seconds after which it is not started any more
     deadline      monotonic seconds at which its time-out strikes
     reason        why it is being interrupted; None: it is not. The first reason stands
-    memory        what it has for the next attempt, if its task has used any
-    kept          what of that was made durable last; kept_at: when it was looked at, in monotonic seconds
+    leftover      what it has for the next attempt, if its task has used any
+    kept          what of that was made durable; kept_at: when it was looked at, in monotonic seconds
+    lent          what is to be closed when its function has ended, if there is anything
     on_interrupt  how its executor makes it end, set while it runs; called by the event loop's thread
     """
 
     __slots__ = (
-        "deadline", "executor", "expires", "finished_at", "job", "kept", "kept_at", "lane", "lease", "memory",
-        "on_interrupt", "reason",
-        "started_at", "task",
+        "deadline", "executor", "expires", "finished_at", "job", "kept", "kept_at", "lane", "lease", "leftover",
+        "lent", "on_interrupt", "reason", "started_at", "task",
     )  # fmt: skip
 
     def __init__(self, job: Claimed, task: Task[..., object], lane: Lane, lease: Lease, executor: Executor) -> None:
@@ -79,8 +81,9 @@ class Attempt:
         self.expires = self.deadline = FOREVER
         self.reason: Reason | None = None
         self.on_interrupt: Callable[[], object] | None = None
-        self.memory: Memory | None = None
-        self.kept: str | None = None
+        self.leftover: Leftover | None = None
+        self.lent: Lent | None = None
+        self.kept: dict[str, dict[str, Raw]] = {}
         self.kept_at = 0.0
 
     @property
@@ -94,7 +97,7 @@ class Attempt:
         if now > self.expires:
             self.reason = Reason.EXPIRED
             return
-        self.started_at = now
+        self.started_at = self.kept_at = now
         timeout = self.job.timeout or self.task.timeout  # as the property, which costs a call
         if timeout:
             self.deadline = now + timeout

@@ -48,7 +48,7 @@ START = (
 
 _decode = msgspec.json.Decoder(ToParent).decode
 OnNote = Callable[[Attempt, bytes], None]
-Steps = deque[tuple[float, Callable[[], None]]]  # when (monotonic) to do what
+Stages = deque[tuple[float, Callable[[], None]]]  # when (monotonic) to do what
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,12 +201,12 @@ class Owner:
         ears = select.poll()
         ears.register(line_fd, select.POLLIN)
         ears.register(rung_fd, select.POLLIN)
-        steps: Steps | None = None
+        stages: Stages | None = None
         try:
             while True:
-                if steps is None and attempt.reason is not None:
-                    steps = self._steps(child, attempt.reason)
-                heard = [fd for fd, _ in ears.poll(1000 * _take(steps))]
+                if stages is None and attempt.reason is not None:
+                    stages = self._stages(child, attempt.reason)
+                heard = [fd for fd, _ in ears.poll(1000 * _take(stages))]
                 if rung_fd in heard:
                     self._rung.recv(64)
                 if line_fd not in heard:
@@ -236,19 +236,19 @@ class Owner:
                 return Raised(error, failure.traceback) if attempt.reason is None else raised(error, attempt)
         return None
 
-    def _steps(self, child: Child, reason: Reason) -> Steps:
+    def _stages(self, child: Child, reason: Reason) -> Stages:
         """When to do what so that an attempt ends; a worker that stops or lost its lease has least time."""
         options = self._options
         ask = time.monotonic()
         term = ask + (options.grace if reason in (Reason.CANCEL, Reason.STOP) else 0.0)
         kill = term + options.kill_after / (2 if reason in (Reason.SHUTDOWN, Reason.LOST) else 1)
-        steps: list[tuple[float, Callable[[], None]]] = [
+        stages: list[tuple[float, Callable[[], None]]] = [
             (term, lambda: child.terminate(reason)),
             (kill, lambda: child.signal(signal.SIGKILL)),
         ]
         if ask < term:
-            steps.insert(0, (ask, lambda: child.ask(reason)))
-        return deque(steps)
+            stages.insert(0, (ask, lambda: child.ask(reason)))
+        return deque(stages)
 
     def _died(self, child: Child, attempt: Attempt) -> Ended:
         how = how_it_ended(self._part(child))
@@ -319,13 +319,13 @@ def _start(theirs: socket.socket) -> subprocess.Popen[bytes]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _take(steps: Steps | None) -> float:
-    """Take the steps that are due; returns the seconds until the next one, but not too many."""
-    while steps:
-        left = steps[0][0] - time.monotonic()
+def _take(stages: Stages | None) -> float:
+    """Take the stages that are due; returns the seconds until the next one, but not too many."""
+    while stages:
+        left = stages[0][0] - time.monotonic()
         if left > 0:
             return min(LOOK_EVERY, left)
-        steps.popleft()[1]()
+        stages.popleft()[1]()
     return LOOK_EVERY
 
 

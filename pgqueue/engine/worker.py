@@ -333,7 +333,7 @@ class Worker:
         """The attempts whose steps are to be made durable now."""
         for attempt in list(self._held):
             every = attempt.task.checkpoint_every
-            if every is not None and attempt.memory is not None and now - attempt.kept_at >= every:
+            if every is not None and attempt.leftover is not None and now - attempt.kept_at >= every:
                 attempt.kept_at = now
                 yield attempt
 

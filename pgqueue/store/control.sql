@@ -85,7 +85,8 @@ done as (
   update pgqueue.job j
   set status = 0, claim = j.claim + 1, finalized_at = null, started_at = null, result = null, scheduled_at = null,
     attempt = case when a.final then 0 else j.attempt end, crashes = case when a.final then 0 else j.crashes end,
-    metadata = case when %(restart)s::boolean or a.status = 1 then j.metadata - 'pgqueue'
+    metadata = case when %(restart)s::boolean or a.status = 1 
+        then case jsonb_typeof(j.metadata) when 'object' then j.metadata - 'pgqueue' else '{}' end  -- damaged by hand
       when t.job_id is null then j.metadata else pgqueue.fold(j.metadata, t.kept, null, t.rows, false) end
   from able a left join taken t on t.job_id = a.id
   where j.id = a.id and (not a.final or a.unique_key is null or a.id in (select job_id from key))
@@ -228,7 +229,8 @@ select true from done, woken
 -- name: get
 -- Jobs by id, newest first.
 select (to_jsonb(j)
-  || jsonb_build_object('duration', extract(epoch from duration), 'timeout', extract(epoch from timeout)))::text
+  || jsonb_build_object('duration', extract(epoch from duration), 'timeout', extract(epoch from timeout))
+  || case jsonb_typeof(metadata) when 'object' then '{}' else '{"metadata": {}}'::jsonb end)::text  -- damaged by hand
 from pgqueue.jobs j
 where id = any(array(select value::bigint from jsonb_array_elements_text(%(ids)s::text::jsonb))) order by id desc
 

@@ -148,8 +148,7 @@ select pgqueue.complete_tx(%(install)s::text::uuid, %(job)s::bigint, %(claim)s::
 
 -- name: keep
 -- Make what running attempts have done so far durable. Never over what a transaction of the caller's wrote; one that is
--- open has its job locked, and that job is passed over. Answers with the ids that were kept. A name that no index entry
--- could hold must not stop the others: it waits for the end of the attempt.
+-- open has its job locked, and that job is passed over. Answers with the ids that were kept.
 with setting as materialized (select set_config('lock_timeout', '100ms', true)),
 entry as materialized (
   select e.id, e.claim, e.lease, e.patch
@@ -165,8 +164,7 @@ news as materialized (
   select o.id, p.part, n.name, n.value
   from own o cross join (values ('done'), ('cursor'), ('data')) p (part)
   cross join jsonb_each(case jsonb_typeof(o.patch -> p.part) when 'object' then o.patch -> p.part end) n (name, value)
-  where octet_length(n.name) <= 2000
-    and not (p.part = 'cursor' and coalesce(o.patch -> 'done', '{}') ? n.name)),
+  where not (p.part = 'cursor' and coalesce(o.patch -> 'done', '{}') ? n.name)),
 written as (
   insert into pgqueue.checkpoint as c (job_id, part, name, value) select id, part, name, value from news
   on conflict (job_id, part, name) do update set value = excluded.value

@@ -21,7 +21,7 @@ from msgspec import UNSET
 
 from pgqueue.errors import InvalidArguments, InvalidJob
 from pgqueue.tasks.door import nearest
-from pgqueue.tasks.json_text import builtins, check_size, decode, encode, find_fault, is_storable
+from pgqueue.tasks.json_text import builtins, check_size, decode, encode, find_fault, is_storable, revive
 from pgqueue.tasks.signature import Argument, read_signature
 
 _NATIVE = (bytes, bytearray, datetime, date, time, timedelta, UUID, Decimal)  # a text in their place is refused
@@ -45,14 +45,14 @@ class ArgsCodec:
         self._context = signature.context
         self._decode_extra = msgspec.json.Decoder(
             dict[str, signature.extra.type if signature.extra else Any],  # type: ignore[misc]  # a type made at run time
-            dec_hook=_revive,
+            dec_hook=revive,
         ).decode
         self._plain = all(argument.plain for argument in signature.arguments)
         self._typed = all(argument.type is not Any for argument in signature.arguments)
         self._optional = any(not argument.required for argument in signature.arguments)
         self._positional_only = tuple(argument for argument in signature.arguments if argument.positional_only)
         self._bind = _shape(signature.arguments)
-        self._decode = msgspec.json.Decoder(self._bind, dec_hook=_revive).decode
+        self._decode = msgspec.json.Decoder(self._bind, dec_hook=revive).decode
 
     def encode(self, args: tuple[object, ...], kwargs: Mapping[str, object]) -> str:
         """Bind the arguments of a call, check them, and return their JSON text.
@@ -110,7 +110,7 @@ class ArgsCodec:
         if not self._typed:
             return False
         try:
-            msgspec.convert(_given(bound), self._bind, builtin_types=_NATIVE, dec_hook=_revive)
+            msgspec.convert(_given(bound), self._bind, builtin_types=_NATIVE, dec_hook=revive)
             return bool(decode(raw) == builtins(bound))
         except (TypeError, ValueError, RecursionError):
             return False
@@ -130,7 +130,7 @@ class ArgsCodec:
         fault = find_fault(tree, f"$.{name}", level=1, any_keys=argument.any_keys, typed=typed)
         if typed:
             try:
-                msgspec.convert(value, argument.type, builtin_types=_NATIVE, dec_hook=_revive)
+                msgspec.convert(value, argument.type, builtin_types=_NATIVE, dec_hook=revive)
             except ValueError as error:
                 raise self._unfit(error, name) from error
         if fault is not None:
@@ -235,15 +235,3 @@ def _equal(decoded: msgspec.Struct, bound: msgspec.Struct) -> bool:
         return decoded == bound
     except ArithmeticError:
         return False  # Decimal("sNaN") raises even on ==
-
-
-def _revive(cls: Any, value: object) -> object:
-    """A value of a class that msgspec does not know: a pydantic model, or one that behaves like it."""
-    if cls is object or isinstance(value, cls):
-        return value
-    try:
-        from_json = getattr(cls, "model_validate_json", None)  # strict models take a date as text from JSON only
-        return from_json(encode(value)) if from_json is not None else cls.model_validate(value)
-    except ValueError as error:
-        lines = [line.strip() for line in str(error).splitlines() if "errors.pydantic.dev" not in line]
-        raise ValueError("; ".join(lines)) from error

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any
 
 import msgspec
 
@@ -49,6 +51,43 @@ def simplify(value: object) -> object:
 
 encode = msgspec.json.Encoder(enc_hook=simplify).encode
 decode = msgspec.json.Decoder().decode
+
+
+def revive(cls: Any, value: object) -> object:
+    """A value of a class that msgspec does not know: a pydantic model, or one that behaves like it."""
+    if cls is object or isinstance(value, cls):
+        return value
+    try:
+        from_json = getattr(cls, "model_validate_json", None)  # strict models take a date as text from JSON only
+        return from_json(encode(value)) if from_json is not None else cls.model_validate(value)
+    except ValueError as error:
+        lines = [line.strip() for line in str(error).splitlines() if "errors.pydantic.dev" not in line]
+        raise ValueError("; ".join(lines)) from error
+
+
+def decode_as(text: str, type: Any) -> Any:
+    """The value of `type` that JSON text says.
+
+    raises  ValueError if it says none; TypeError for a type that can't be
+    """
+    return _decoder_of(type)(text)
+
+
+def check_type(type: Any) -> None:
+    """Raise TypeError if no JSON text could be read as a `type`."""
+    _decoder_of(type)
+
+
+def _decoder_of(type: Any) -> Callable[[str], Any]:
+    try:
+        return _known_decoder(type)
+    except TypeError:  # can't be hashed; or can't be at all, which is said once more
+        return msgspec.json.Decoder(type, dec_hook=revive).decode
+
+
+@lru_cache(maxsize=256)
+def _known_decoder(type: Any) -> Callable[[str], Any]:
+    return msgspec.json.Decoder(type, dec_hook=revive).decode
 
 
 def builtins(value: object) -> object:

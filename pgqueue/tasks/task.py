@@ -26,6 +26,7 @@ C_contra = TypeVar("C_contra", contravariant=True)
 
 Executor = Literal["async", "thread", "process"]
 
+CHECKPOINT_EVERY = 10.0
 BATCH_LIMIT = 32 * 1024 * 1024  # characters; small numbers grow sixfold in PostgreSQL, whose limit is 256 MiB
 
 
@@ -69,7 +70,7 @@ class Task(Generic[P, R_co]):
         timeout: timedelta | float | None = None,
         executor: Executor | None = None,
         validate: Callable[..., object] | None = None,
-        checkpoint_every: timedelta | float | None = None,
+        checkpoint_every: timedelta | float | None = CHECKPOINT_EVERY,
     ) -> None:
         _check_function(fn)
         functools.update_wrapper(self, fn)

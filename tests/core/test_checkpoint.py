@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from pgqueue.core.checkpoint import CURSOR_LIMIT, NULL, RESULT_LIMIT, TOTAL_LIMIT, Checkpoint, StepError
+from pgqueue.core.checkpoint import CURSOR_LIMIT, NULL, RESULT_LIMIT, TOTAL_LIMIT, Checkpoint
+from pgqueue.errors import StepError
 
 EMPTY: dict[str, Any] = {"done": {}, "cursor": {}, "data": {}}
 
@@ -436,7 +437,7 @@ def test_a_patch_is_never_larger_than_the_limit(calls: list[tuple[str, int]]) ->
             checkpoint.leave(None)
     assert len(checkpoint.patch()) <= TOTAL_LIMIT + frame
     again = Checkpoint(*(dict(part) for part in (checkpoint.done, checkpoint.cursor, checkpoint.data)))
-    assert again._size == checkpoint._size  # counted as it grew, or all at once
+    assert again._total == checkpoint._total  # counted as it grew, or all at once
 
 
 # --- together --------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import psycopg
 import psycopg2
 import pytest
 import sqlalchemy
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from pgqueue.db.drivers import commits_alone, resolve
 from tests.db.kinds import KINDS, Opened
@@ -21,8 +21,13 @@ async def opened(request: pytest.FixtureRequest, dsn: str) -> AsyncIterator[Open
         yield found
 
 
+async def alone(conn: object) -> bool:
+    found = commits_alone(*resolve(conn))
+    return found if isinstance(found, bool) else await found
+
+
 async def test_a_connection_with_a_transaction_is_told_from_one_that_commits_alone(opened: Opened) -> None:
-    assert not commits_alone(*resolve(opened.conn))
+    assert not await alone(opened.conn)
 
 
 def test_psycopg_in_autocommit_mode_commits_alone_unless_a_transaction_is_open(dsn: str) -> None:
@@ -68,4 +73,20 @@ async def test_async_sqlalchemy_at_the_level_autocommit_commits_alone(dsn: str, 
     engine = create_async_engine(url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
     async with engine.connect() as conn:
         assert commits_alone(*resolve(conn))
+    await engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["psycopg_async", "asyncpg"])
+@pytest.mark.parametrize("level", ["AUTOCOMMIT", "READ COMMITTED"])
+@pytest.mark.parametrize("begun", [False, True])
+async def test_an_async_session_that_was_not_used_yet_tells_what_it_will_do(
+    dsn: str, driver: str, level: str, begun: bool
+) -> None:
+    engine = create_async_engine(
+        dsn.replace("postgresql://", f"postgresql+{driver}://"), isolation_level=level, poolclass=sqlalchemy.NullPool
+    )
+    async with AsyncSession(engine) as session:
+        if begun:
+            await session.begin()
+        assert await alone(session) is (level == "AUTOCOMMIT")
     await engine.dispose()

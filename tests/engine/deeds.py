@@ -141,13 +141,13 @@ def until_asked(ctx: Here, path: str) -> str:
     say(path, os.getpid())
     while ctx.flags.reason is None:
         pass
-    return f"{ctx.flags.reason} {ctx.flags.cancel_requested} {ctx.flags.stop_requested} {ctx.flags.timed_out}"
+    return str(ctx.flags.reason)
 
 
 async def asee_and_go_on(ctx: Here, path: str) -> None:
     """Look at the context before the event loop does."""
     say(path, os.getpid())
-    while not ctx.flags.cancel_requested:
+    while ctx.flags.reason is None:
         pass
     await asyncio.Event().wait()
 

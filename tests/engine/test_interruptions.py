@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from uuid import UUID
 
 import psycopg
 import pytest
 
 from pgqueue import AsyncContext, Cancel, Context, LeaseLost, PgQueue, Retry, State
 from pgqueue.context import RunningJob
-from pgqueue.features.steps import Memory
+from pgqueue.core.job import Claimed
+from pgqueue.extension import Here, Leftover, Lent
 from tests.engine.kit import PATIENCE, awaited, done, errors_of, until, value, working
 
 ONCE = Retry(max_attempts=1)
@@ -355,14 +357,20 @@ def test_lost_leases_are_told_apart_from_cancellations() -> None:
     class Asked:
         reason = "stop"
 
-    def nothing() -> Memory:
-        raise AssertionError("it isn't asked for")
+    class Nobody:
+        leftover: Leftover | None = None
+        lent: Lent | None = None
 
+    claimed = Claimed(
+        id=1, claim=0, kind="k", args="{}", metadata=None, attempt=0, max_attempts=None, crashes=0, timeout=None,
+        expires_at=None, tenant=None, priority=0,
+    )  # fmt: skip
+    here = Here(job=claimed, lease=1, install=UUID(int=0), schema="pgqueue", keeper=Nobody())
     job = RunningJob(id=1, kind="k", queue="q", attempt=1, priority=0, tenant=None, metadata={})
     with pytest.raises(LeaseLost):
-        Context(job, Lost(), memory=nothing, lend=lambda: psycopg.connect()).raise_if_cancelled()
+        Context(job, Lost(), here, lend=lambda: psycopg.connect()).raise_if_cancelled()
     with pytest.raises(Cancel, match="stop"):
-        Context(job, Asked(), memory=nothing, lend=lambda: psycopg.connect()).raise_if_cancelled()
+        Context(job, Asked(), here, lend=lambda: psycopg.connect()).raise_if_cancelled()
 
 
 def test_a_shutdown_is_seen_and_costs_no_attempt(q: PgQueue, admin: psycopg.Connection, signals: Signals) -> None:

@@ -162,6 +162,11 @@ def test_cursors_of_several_types_and_plain_steps_may_be_mixed(q: PgQueue, admin
     assert seen == [None, 5, "one", None, "one", Place(datetime(2026, 1, 2, tzinfo=UTC), [1, 2])]
 
 
+def marks_outside(ctx: Context) -> None:
+    with ctx.connection() as conn, conn.transaction():
+        ctx.set_step_tx(conn)
+
+
 @pytest.mark.parametrize(
     ("misuse", "said"),
     [
@@ -173,7 +178,7 @@ def test_cursors_of_several_types_and_plain_steps_may_be_mixed(q: PgQueue, admin
         (lambda ctx: ctx.step_cursor("a", lambda c: ctx.set_cursor("x" * 70_000)), "its cursor: .* the limit is"),
         (lambda ctx: ctx.step("a", lambda: "x" * 300_000), "its result: .* the limit is"),
         (lambda ctx: ctx.step_cursor("a", lambda c: ctx.set_cursor(float("nan"))), "cursor: .*nan"),
-        (lambda ctx: ctx.set_step_tx(None), "set_step_tx outside a step"),
+        (marks_outside, "set_step_tx outside a step"),
     ],
 )
 def test_misuse_is_one_clear_error_and_earlier_steps_stay(

@@ -49,8 +49,8 @@ def rows(desk: Desk) -> list[tuple[object, ...]]:
 
 
 @contextmanager
-def lease_lost() -> Iterator[None]:
-    with pytest.raises(psycopg.Error, match=r"^job \d+: this attempt has lost its lease; another worker") as caught:
+def lease_lost(said: str = r"(this attempt has lost its lease|it was completed already)") -> Iterator[None]:
+    with pytest.raises(psycopg.Error, match=rf"^job \d+: {said}") as caught:
         yield
     assert caught.value.sqlstate == "PQ001"
 
@@ -580,12 +580,6 @@ def test_keep_that_waited_behind_a_transaction_does_not_replace_what_that_wrote(
 def test_keep_makes_nothing_of_an_odd_patch(desk: Desk, held: Held, patch: Json) -> None:
     assert desk.keep(held, patch) == held.ids
     assert rows(desk) == []
-
-
-def test_one_name_that_no_index_can_hold_does_not_stop_the_others(desk: Desk, held: Held) -> None:
-    long = "".join(chr(0x4E00 + n * 7919 % 20000) for n in range(3000))
-    desk.keep(held, {"data": {long: 1, "x": 1}})
-    assert rows(desk) == [("data", "x", 1, False)] * 2
 
 
 # What people see and do

@@ -1,0 +1,168 @@
+"""`file://` for an HTTP client: GET, HEAD, PUT and DELETE of files of this machine.
+
+Guarantees: answers as a plain web server would: 404 for what isn't there, 403 for what may not be read or written, one
+range of bytes if asked for (206, 416); a PUT replaces the file when all of it has come, or not at all.
+Never: makes or lists directories.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import IO
+from urllib.request import url2pathname
+
+import httpx2
+
+CHUNK = 64 * 1024
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+
+
+class FileTransport(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
+    """For both colours of client; files don't block for long."""
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Do what the request asks for."""
+        with _Answering(request) as answer:
+            if request.method == "PUT":
+                assert isinstance(request.stream, httpx2.SyncByteStream)
+                with _Replacing(answer.path) as file:
+                    for chunk in request.stream:
+                        file.write(chunk)
+            else:
+                answer.without_body()
+        return answer.response
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Do what the request asks for."""
+        with _Answering(request) as answer:
+            if request.method == "PUT":
+                assert isinstance(request.stream, httpx2.AsyncByteStream)
+                with _Replacing(answer.path) as file:
+                    async for chunk in request.stream:
+                        file.write(chunk)
+            else:
+                answer.without_body()
+        return answer.response
+
+
+class _Answering:
+    """The answer to one request; an error of the system is an answer too."""
+
+    def __init__(self, request: httpx2.Request) -> None:
+        self._request = request
+        if request.url.host not in ("", "localhost"):
+            raise httpx2.UnsupportedProtocol(f"{request.url}: a file URL names no host: file:///path", request=request)
+        self.path = Path(url2pathname(request.url.path))
+        self.response = httpx2.Response(204, request=request)
+
+    def __enter__(self) -> _Answering:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        match error:
+            case FileNotFoundError() | NotADirectoryError():
+                self._refuse(404, error)
+            case PermissionError() | IsADirectoryError():
+                self._refuse(403, error)
+            case OSError():
+                raise httpx2.TransportError(str(error), request=self._request) from error
+        return isinstance(error, OSError)
+
+    def without_body(self) -> None:
+        """Do what a request without a body asks for."""
+        match self._request.method:
+            case "GET":
+                self._get(self.path.open("rb"))
+            case "HEAD":
+                with self.path.open("rb") as file:
+                    self._found(200, os.fstat(file.fileno()).st_size)
+            case "DELETE":
+                self.path.unlink()
+            case _:
+                self.response = httpx2.Response(405, headers={"allow": "GET, HEAD, PUT, DELETE"})
+
+    def _get(self, file: IO[bytes]) -> None:
+        size = os.fstat(file.fileno()).st_size
+        wanted = _wanted(self._request.headers.get("range", ""), size)
+        if wanted is None:
+            self._found(200, size, _Body(file, 0, size))
+        elif not wanted:
+            file.close()
+            self.response = httpx2.Response(416, headers={"content-range": f"bytes */{size}"})
+        else:
+            self._found(206, len(wanted), _Body(file, wanted.start, len(wanted)))
+            self.response.headers["content-range"] = f"bytes {wanted.start}-{wanted.stop - 1}/{size}"
+
+    def _found(self, status: int, length: int, body: _Body | None = None) -> None:
+        headers = {"content-length": str(length), "accept-ranges": "bytes"}
+        self.response = httpx2.Response(status, headers=headers, stream=body)
+
+    def _refuse(self, status: int, error: OSError) -> None:
+        self.response = httpx2.Response(status, text=f"{self.path}: {error.strerror}")
+
+
+def _wanted(header: str, size: int) -> range | None:
+    """The bytes of a Range header; empty if there are none such, None if it asks for nothing that is understood."""
+    found = _RANGE.fullmatch(header)
+    if found is None or found.groups() == ("", ""):
+        return None
+    first, last = found.groups()
+    if not first:
+        return range(max(0, size - int(last)), size)
+    return range(int(first), min(size, int(last) + 1) if last else size)
+
+
+class _Body(httpx2.SyncByteStream, httpx2.AsyncByteStream):
+    def __init__(self, file: IO[bytes], start: int, length: int) -> None:
+        self._file = file
+        self._left = length
+        file.seek(start)
+
+    def __iter__(self) -> Iterator[bytes]:
+        while self._left and (chunk := self._file.read(min(CHUNK, self._left))):
+            self._left -= len(chunk)
+            yield chunk
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for chunk in self:
+            yield chunk
+
+    def close(self) -> None:
+        self._file.close()
+
+    async def aclose(self) -> None:
+        self._file.close()
+
+
+class _Replacing:
+    """A file that takes the place of another when the block has ended well."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> IO[bytes]:
+        handle, self._name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
+        self._file = os.fdopen(handle, "wb")
+        return self._file
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        try:
+            with self._file:
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            if error is None:
+                os.chmod(self._name, self._mode())
+                os.replace(self._name, self._path)
+        finally:
+            Path(self._name).unlink(missing_ok=True)
+
+    def _mode(self) -> int:
+        """That of the file that is replaced; mkstemp's would let nobody else read it."""
+        try:
+            return self._path.stat().st_mode & 0o777
+        except OSError:
+            return 0o644

@@ -1,0 +1,113 @@
+"""`ctx.http`: an HTTP client of the attempt's own.
+
+Guarantees: no cookie and no connection of one attempt is another's; the client is closed when the task's function has
+ended. In a local run `file://` leads to files, so that a job that is given a URL can be tried without a server.
+Never: follows a `file://` URL anywhere else: who may enqueue a job may not read a worker's files by that.
+"""
+
+from __future__ import annotations
+
+import ssl
+from functools import lru_cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from pgqueue.errors import MissingExtra
+from pgqueue.extension import Here
+
+if TYPE_CHECKING:  # an extra
+    import httpx2
+
+
+class Http:
+    """Of a plain function's context."""
+
+    _here: Here
+
+    def _check_time(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def http(self) -> httpx2.Client:
+        """A client for HTTP, with the time-outs of httpx2 (5 s each); follows no redirects.
+
+        raises  MissingExtra without the extra `http`; Cancel after the attempt's time-out
+        """
+        self._check_time()
+        return _clients(self._here).plain()
+
+
+class AsyncHttp:
+    """Of a coroutine's context."""
+
+    _here: Here
+
+    def _check_time(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def http(self) -> httpx2.AsyncClient:
+        """A client for HTTP; see `Http.http`."""
+        self._check_time()
+        return _clients(self._here).of_loop()
+
+
+class Clients:
+    """The clients of one attempt, of which it uses one."""
+
+    def __init__(self, *, reach_files: bool) -> None:
+        self._reach_files = reach_files
+        self._plain: httpx2.Client | None = None
+        self._of_loop: httpx2.AsyncClient | None = None
+
+    def plain(self) -> httpx2.Client:
+        """For a plain function."""
+        if self._plain is None:
+            self._plain = _httpx2().Client(**self._options())
+        return self._plain
+
+    def of_loop(self) -> httpx2.AsyncClient:
+        """For a coroutine."""
+        if self._of_loop is None:
+            self._of_loop = _httpx2().AsyncClient(**self._options())
+        return self._of_loop
+
+    def close(self) -> None:
+        """The plain function has ended."""
+        if self._plain is not None:
+            self._plain.close()
+
+    async def aclose(self) -> None:
+        """The coroutine has ended."""
+        if self._of_loop is not None:
+            await self._of_loop.aclose()
+
+    def _options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"verify": _trust(), "headers": {"user-agent": "pgqueue"}}
+        if self._reach_files:
+            from pgqueue.features.files import FileTransport  # needs the extra
+
+            options["mounts"] = {"file://": FileTransport()}
+        return options
+
+
+def _clients(here: Here) -> Clients:
+    keeper = here.keeper
+    if not isinstance(keeper.lent, Clients):
+        keeper.lent = Clients(reach_files=here.mode == "local")
+    return keeper.lent
+
+
+def _httpx2() -> ModuleType:
+    try:
+        import httpx2
+    except ModuleNotFoundError as error:
+        raise MissingExtra("ctx.http needs the extra http: pip install 'pgqueue-jobs[http]'") from error
+    return httpx2
+
+
+@lru_cache(maxsize=1)
+def _trust() -> ssl.SSLContext:
+    """Takes 20 ms to make."""
+    made: ssl.SSLContext = _httpx2().create_ssl_context()
+    return made
