@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol, runtime_checkable
@@ -98,14 +97,12 @@ def context_of(attempt: Attempt, parts: Parts, install: UUID) -> BaseContext:
 
 def child_context(child: ChildJob, flags: Flags) -> BaseContext:
     """The context of an attempt in a process of its own, made there."""
-    sender: object = child.sender  # the task's own queue object in that process
-    pools = sender if isinstance(sender, Pools) else _pools_of(child.settings)
     here = Here(
         job=child.job, lease=child.lease, install=UUID(str(child.settings["install"])),
         schema=str(child.settings["schema"]), keeper=flags,
         note=lambda patch: flags.note(msgspec.Raw(patch.encode())),
     )  # fmt: skip
-    return context(here, child.queue, flags, pools, is_async=child.is_async)
+    return context(here, child.queue, flags, pools_of(child), is_async=child.is_async)
 
 
 def context(here: Here, queue: str, interrupt: Interrupt, pools: Pools, *, is_async: bool) -> BaseContext:
@@ -131,9 +128,12 @@ class _OwnPools:
     apool: AsyncPool
 
 
-def _pools_of(settings: Mapping[str, object]) -> Pools:
-    """Pools for a process whose task belongs to no queue object there."""
-    return _pools(str(settings["dsn"]), bool(settings["pooled"]))
+def pools_of(child: ChildJob) -> Pools:
+    """What a process of its own can lend: the pools of the task's queue object there, or else of its own."""
+    sender: object = child.sender
+    if isinstance(sender, Pools):
+        return sender
+    return _pools(str(child.settings["dsn"]), bool(child.settings["pooled"]))
 
 
 @cache

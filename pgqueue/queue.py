@@ -11,7 +11,8 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar, Unpack, overload
 
 from pgqueue.app import Parts
 from pgqueue.context import AsyncContext, Context
@@ -21,16 +22,19 @@ from pgqueue.core.retry import Retry
 from pgqueue.core.states import FINAL, State, Verb
 from pgqueue.db.adapt import arun, run
 from pgqueue.db.pool import AsyncPool, Pool, PoolOptions
-from pgqueue.errors import InvalidJob, JobFailed, JobNotFound, WaitTimeout
+from pgqueue.errors import InvalidArguments, InvalidJob, JobFailed, JobNotFound, WaitTimeout
 from pgqueue.selection import FilterOptions, Selection, make_filter, rescheduling
 from pgqueue.store import control, jobs
 from pgqueue.store.control import QueueStats, WorkerInfo
 from pgqueue.store.statement import SCHEMA, Statement, check_schema
-from pgqueue.tasks.door import Options, check_delay, check_id, check_name, check_priority, check_reason
+from pgqueue.tasks.door import Options, check_delay, check_id, check_name, check_priority, check_reason, nearest
 from pgqueue.tasks.json_text import encode_object
 from pgqueue.tasks.registry import Registry
 from pgqueue.tasks.task import ContextTask, Executor, Task, apply_options, draft_by_name
 from pgqueue.worker import Worker, WorkerSettings
+
+if TYPE_CHECKING:  # it brings the executors
+    from pgqueue.local import LocalJob
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -376,11 +380,29 @@ class PgQueue:
         self, queues: Mapping[str, int] | Sequence[str] | str = "default", **options: Unpack[WorkerSettings]
     ) -> Worker:
         """A worker for these queues: names with how many jobs run at once (10 unless given). See `Worker`."""
-        parts = Parts(
+        return Worker(self._parts(), queues, options)
+
+    def run_local(
+        self, kind: str, args: Mapping[str, object] | None = None, *, state: Path | str, restart: bool = False
+    ) -> LocalJob:
+        """Run one attempt of a job here and now, without a worker; its checkpoint is kept in the file `state`.
+
+        If that says how far an earlier attempt came, this one goes on from there; `restart` forgets it. Blocks.
+        raises  InvalidArguments for an unknown kind, or arguments that don't fit; ConfigError if the file is in use, or
+                of another job; Unreachable if it may have marks in a database that is away
+        """
+        from pgqueue.local import run_local
+
+        task = self.tasks.find(kind)
+        if task is None:
+            raise InvalidArguments(f"there is no task {kind!r} here{nearest(kind, self.tasks.kinds())}")
+        return run_local(self._parts(), task, task.args_text((), args or {}), path=Path(state), restart=restart)
+
+    def _parts(self) -> Parts:
+        return Parts(
             given_dsn=self.dsn, given_direct_dsn=self.direct_dsn, pooled=self.pooled, schema=self.schema,
             tasks=self.tasks, pool=self.pool, apool=self.apool,
         )  # fmt: skip
-        return Worker(parts, queues, options)
 
     def close(self) -> None:
         """Close the sync connections; a later use opens others."""

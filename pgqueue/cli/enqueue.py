@@ -71,21 +71,25 @@ def enqueue(
     With -A (or PGQUEUE_APP) the kind has to be one of the application's tasks, its options hold, and the arguments are
     checked against its signature; without, the job is inserted as it is.
     """
-    values = _object("JSON", _text(args))
+    values = read_object("JSON", read_text(args))
     options: Options = {
         "queue": queue, "priority": priority, "delay": delay, "scheduled_at": at, "max_attempts": max_attempts,
         "timeout": timeout, "expires_at": expires_at, "unique_key": unique_key, "tags": tags or None, "tenant": tenant,
-        "metadata": None if metadata is None else _object("--metadata", _text(metadata)),
+        "metadata": None if metadata is None else read_object("--metadata", read_text(metadata)),
     }  # fmt: skip
     if loaded.config.app is None or unchecked:
         with opened(loaded) as q:
             return _insert(q, q.enqueue(kind, values, **options), wait, as_json=as_json)
     q = find_queue(loaded)
-    if kind not in q.tasks:
-        unknown = f"{loaded.config.app} has no task {kind!r}{nearest(kind, q.tasks.kinds())}"
-        raise ConfigError(f"{unknown} (--unchecked inserts it all the same)")
+    check_kind(q, kind, f"{loaded.config.app}", " (--unchecked inserts it all the same)")
     with reached(q):
         return _insert(q, q.enqueue(kind, values, **options), wait, as_json=as_json)
+
+
+def check_kind(q: PgQueue, kind: str, app: str, remedy: str = "") -> None:
+    """Raise ConfigError if the application has no task of that kind."""
+    if kind not in q.tasks:
+        raise ConfigError(f"{app} has no task {kind!r}{nearest(kind, q.tasks.kinds())}{remedy}")
 
 
 def _insert(q: PgQueue, job: EnqueuedJob, wait: timedelta | None, *, as_json: bool) -> int | None:
@@ -108,7 +112,7 @@ def _tell_end(job: Job, *, as_json: bool) -> int:
     return 0 if job.state is State.COMPLETED else 1
 
 
-def _text(given: str) -> str:
+def read_text(given: str) -> str:
     """JSON from the command line itself, from standard input (`-`) or from a file (`@path`)."""
     try:
         if given == "-":
@@ -122,6 +126,10 @@ def _text(given: str) -> str:
     return given
 
 
-def _object(subject: str, text: str) -> dict[str, object]:
+def read_object(subject: str, text: str) -> dict[str, object]:
+    """The object that JSON text says.
+
+    raises  InvalidJob if it says none
+    """
     value: dict[str, object] = json.loads(check_object_text(subject, text))
     return value

@@ -21,6 +21,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "dev": ("pgqueue.cli.dev:dev", "Start a PostgreSQL for development and print its DSN."),
     "migrate": ("pgqueue.cli.migrate:migrate", "Create or upgrade the schema in the database."),
     "worker": ("pgqueue.cli.worker:worker", "Run jobs until stopped."),
+    "run": ("pgqueue.cli.run:run", "Run a job here and now, without a server."),
     "enqueue": ("pgqueue.cli.enqueue:enqueue", "Insert a job."),
     "jobs": ("pgqueue.cli.jobs:jobs", "List, show, cancel, stop, retry and delete jobs."),
     "queues": ("pgqueue.cli.queues:queues", "List, pause and resume queues."),

@@ -62,12 +62,12 @@ def worker(loaded: Loaded, *, check: bool, as_json: bool) -> int:
         log.info("%s, schema %s, application %s", describe(resolve_dsn(q.dsn)), q.schema, config.app)
         ready.run()
     q.close()
-    _leave_threads_behind()
+    leave_threads_behind(0)
     return 0
 
 
-def _leave_threads_behind() -> None:
-    """A thread that a task started and that does not end must not keep the process: the worker has stopped."""
+def leave_threads_behind(status: int) -> None:
+    """A thread that a task started and that does not end must not keep the process."""
     deadline = time.monotonic() + STUCK_WAIT
     for thread in threading.enumerate():
         if thread is not threading.current_thread() and not thread.daemon:
@@ -77,7 +77,7 @@ def _leave_threads_behind() -> None:
         log.warning("threads that tasks started do not end, leaving without them: %s", ", ".join(stuck[1:]))
         logging.shutdown()
         sys.stdout.flush()
-        os._exit(0)
+        os._exit(status)
 
 
 def _supervise(loaded: Loaded, *, check: bool, as_json: bool) -> int:

@@ -131,7 +131,7 @@ class Completer:
             if isinstance(ended, Returned) and leftover is not None and leftover.completing:
                 ended = Raised(Uncommitted())  # if it was committed, the fence lets nothing through
             checkpoint = None if leftover is None else leftover.close()
-            self._ended.append(Ending(attempt, _outcome(attempt, ended), checkpoint))
+            self._ended.append(Ending(attempt, outcome_of(attempt, ended), checkpoint))
         self._rouse()
 
     def give_back(self, attempts: Iterable[Attempt]) -> None:
@@ -267,7 +267,7 @@ class Completer:
         text = f"its outcome could not be stored: {error.diag.message_primary}"
         log.error("job %d: %s", attempt.job.id, text)
         if outcome.error is None:
-            await self._settle([ending._replace(outcome=_outcome(attempt, Raised(ValueError(text))))])
+            await self._settle([ending._replace(outcome=outcome_of(attempt, Raised(ValueError(text))))])
         elif outcome.error["type"] != UNSTORABLE:
             unstorable = {"type": UNSTORABLE, "message": text, "traceback": None}
             await self._settle([ending._replace(outcome=replace(outcome, error=unstorable))])
@@ -353,7 +353,8 @@ class Completer:
 _read_patch = msgspec.json.Decoder(News).decode
 
 
-def _outcome(attempt: Attempt, ended: Ended) -> Outcome:
+def outcome_of(attempt: Attempt, ended: Ended) -> Outcome:
+    """What the job becomes, whatever a task may have raised."""
     job, retry = attempt.job, attempt.task.retry
     try:
         if job.max_attempts is not None:

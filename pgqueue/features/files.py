@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 from urllib.request import url2pathname
 
 import httpx2
@@ -47,6 +47,31 @@ class FileTransport(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
             else:
                 answer.without_body()
         return answer.response
+
+
+class _WithHost:
+    """A URL without a host counts as relative for httpx2, and would lose its scheme."""
+
+    def build_request(self, method: str, url: httpx2.URL | str, **extra: Any) -> httpx2.Request:
+        url = httpx2.URL(url)
+        if url.scheme == "file" and not url.host:
+            url = url.copy_with(host="localhost")
+        made: httpx2.Request = super().build_request(method, url, **extra)  # type: ignore[misc]
+        return made
+
+
+class Client(_WithHost, httpx2.Client):
+    """A client that reaches files."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(mounts={"file://": FileTransport()}, **options)
+
+
+class AsyncClient(_WithHost, httpx2.AsyncClient):
+    """A client that reaches files."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(mounts={"file://": FileTransport()}, **options)
 
 
 class _Answering:

@@ -10,13 +10,15 @@ from __future__ import annotations
 import ssl
 from functools import lru_cache
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pgqueue.errors import MissingExtra
 from pgqueue.extension import Here
 
 if TYPE_CHECKING:  # an extra
     import httpx2
+
+HEADERS = {"user-agent": "pgqueue"}
 
 
 class Http:
@@ -63,13 +65,13 @@ class Clients:
     def plain(self) -> httpx2.Client:
         """For a plain function."""
         if self._plain is None:
-            self._plain = _httpx2().Client(**self._options())
+            self._plain = self._module().Client(verify=_trust(), headers=HEADERS)
         return self._plain
 
     def of_loop(self) -> httpx2.AsyncClient:
         """For a coroutine."""
         if self._of_loop is None:
-            self._of_loop = _httpx2().AsyncClient(**self._options())
+            self._of_loop = self._module().AsyncClient(verify=_trust(), headers=HEADERS)
         return self._of_loop
 
     def close(self) -> None:
@@ -82,13 +84,12 @@ class Clients:
         if self._of_loop is not None:
             await self._of_loop.aclose()
 
-    def _options(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"verify": _trust(), "headers": {"user-agent": "pgqueue"}}
+    def _module(self) -> ModuleType:
+        """That which has the clients."""
+        found = _httpx2()
         if self._reach_files:
-            from pgqueue.features.files import FileTransport  # needs the extra
-
-            options["mounts"] = {"file://": FileTransport()}
-        return options
+            from pgqueue.features import files as found  # needs the extra
+        return found
 
 
 def _clients(here: Here) -> Clients:
