@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import drain, enqueue_many, enqueue_one, idle, latency, memory, rescue, wake
+from benchmarks import drain, enqueue_many, enqueue_one, idle, latency, memory, rescue, steps, wake
 from benchmarks.harness import Bench, open_bench
 from benchmarks.machine import Steal
 from benchmarks.report import Report
@@ -23,6 +23,7 @@ CLAIMS: dict[str, Callable[[Bench], Report]] = {
     "memory": memory.measure,
     "wake": wake.measure,
     "idle": idle.measure,
+    "steps": steps.measure,
 }
 
 

@@ -125,6 +125,7 @@ class Context(BaseContext, Steps, Http):
     def connection(self) -> AbstractContextManager[Connection]:
         """A connection to the queue's database, in autocommit mode, for the length of a `with` block.
 
+        A statement on it may take 30 s; `set local statement_timeout = 0` lifts that for a transaction.
         raises  Cancel after the attempt's time-out, LeaseLost if another worker may be running the job by now
         """
         self._check_time()

@@ -51,7 +51,7 @@ class Here:
 
     install  which database the job is in
     mode     "worker", "local" (without a server) or "test"
-    note     tells the worker, if that is another process, what has been remembered: JSON
+    note     tells the worker, if that is another process, what has been remembered, as JSON; else None
     """
 
     job: Claimed
@@ -60,4 +60,4 @@ class Here:
     schema: str
     keeper: Keeper
     mode: Mode = "worker"
-    note: Callable[[str], None] = lambda patch: None
+    note: Callable[[str], None] | None = None

@@ -215,7 +215,7 @@ class _Run:
                 return ProcessExecutor(report, context=CONTEXT, settings=settings, on_note=noted)
 
     def _memory(self) -> Memory:
-        return _memory(self._attempt.job, self._file.note, self._parts, self._parts.schema, lambda patch: None)
+        return _memory(self._attempt.job, self._file.note, self._parts, self._parts.schema, None)
 
     def _context(self, attempt: Attempt) -> BaseContext:
         here = Here(
@@ -261,7 +261,7 @@ def child_context(child: ChildJob, flags: Flags) -> BaseContext:
     return context(here, child.queue, flags, pools, is_async=child.is_async)
 
 
-def _memory(job: Claimed, note: Path, pools: Pools, schema: str, on_change: Callable[[str], None]) -> Memory:
+def _memory(job: Claimed, note: Path, pools: Pools, schema: str, on_change: Callable[[str], None] | None) -> Memory:
     def install() -> UUID:
         try:
             return pools.pool.run(local.install(schema=schema))

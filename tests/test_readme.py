@@ -107,7 +107,7 @@ def test_the_resumable_job_shown_resumes(monkeypatch: pytest.MonkeyPatch, fresh_
     q: PgQueue = shown["q"]
     with psycopg.connect(fresh_db, autocommit=True) as conn:
         conn.execute("create table line (number int primary key, text text check (text <> E'three\\n'))")
-        id = shown["import_lines"].using(max_attempts=2).enqueue(str(tmp_path / "lines.txt"), fresh_db).id
+        id = shown["import_lines"].using(max_attempts=2).enqueue(str(tmp_path / "lines.txt")).id
         worker = q.worker("import")
         worker.start()
         while q.job(id).state != "retryable":
@@ -121,6 +121,22 @@ def test_the_resumable_job_shown_resumes(monkeypatch: pytest.MonkeyPatch, fresh_
         assert conn.execute("select count(*) from line").fetchone() == (3,)
         assert q.job(id).metadata["pgqueue"] == {"data": {"progress": {"state": "words", "data": {"at": "c"}}}}
     q.close()
+
+
+def test_the_local_run_shown_resumes(fresh_db: str, tmp_path: Path) -> None:
+    (tmp_path / "lines.txt").write_text("one\ntwo\nthree\n", encoding="utf-8")
+    (tmp_path / "app.py").write_text(block("python", "def import_lines"), encoding="utf-8")
+    (command,) = commands(block("sh", "--local"))
+    with psycopg.connect(fresh_db, autocommit=True) as conn:
+        conn.execute("create table line (number int primary key, text text check (text <> E'three\\n'))")
+        for status in (1, 0):
+            done = shell(command, tmp_path, fresh_db)
+            output, _ = done.communicate(timeout=60)
+            assert done.returncode == status, output
+            conn.execute("alter table line drop constraint if exists line_text_check")
+        assert output == "3\n"
+        assert conn.execute("select count(*) from line").fetchone() == (3,)
+        assert conn.execute("select count(*) from pgqueue.checkpoint").fetchone() == (0,)
 
 
 def test_each_verb_shown_works(conn: psycopg.Connection, dsn: str) -> None:

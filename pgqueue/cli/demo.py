@@ -44,11 +44,12 @@ def demo(*, keep: bool, stop: bool, workers: int, files: int | None, directory: 
     """Try everything: a database, workers and jobs of its own.
 
     Starts a PostgreSQL, makes an application's tables in it, and indexes the source files of Python's standard library:
-    each file's row and its jobs commit in one transaction. At the end the history answers questions in SQL, and all of
-    it is removed again. No database of yours is touched.
+    each file's row and its jobs commit in one transaction. The history answers questions in SQL. Then a worker is
+    killed with kill -9 in the middle of an import, and another goes on where the rows end. At the end all of it is
+    removed again. No database of yours is touched.
 
     \b
-    pgqueue demo               half a minute
+    pgqueue demo               less than a minute
     pgqueue demo --keep        and look further yourself
     pgqueue demo --stop        when you have seen enough
     kill -9 a worker, or the server, while it runs: see what happens

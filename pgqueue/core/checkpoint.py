@@ -184,7 +184,9 @@ class Checkpoint:
 
     def _grow(self, what: str, sizes: Mapping[tuple[str, str], int]) -> None:
         """Count entries, by part and key, with so many bytes as they are to have."""
-        growth = sum(size - self._sizes.get(key, 0) for key, size in sizes.items())
+        growth = 0
+        for key, size in sizes.items():
+            growth += size - self._sizes.get(key, 0)
         if growth > 0 and self._total + growth > TOTAL_LIMIT:  # a change that makes it smaller is always welcome
             raise self._too_large(what, self._total + growth)
         self._sizes.update(sizes)

@@ -52,13 +52,19 @@ def run(conn: object, statement: Statement[T]) -> T:
     raises  InvalidConnection (nothing was sent); LeaseLost, InvalidJob, SchemaMismatch (the server refused, the
             transaction is aborted); any other error of the driver as it is
     """
-    target, adapter = _sync(conn, "await the verb with an `a` in front, or pass a sync connection")
+    target, adapter = _sync(
+        conn,
+        "await the verb with an `a` in front, such as `await task.using(conn).aenqueue(...)`, or pass a sync connection",
+    )
     return _fetch(target, adapter, statement)
 
 
 async def arun(conn: object, statement: Statement[T]) -> T:
     """Run `statement` on an async connection and return what it decodes to; otherwise as `run`."""
-    target, adapter = _async(conn, "use the verb without the `a` in front, or pass an async connection")
+    target, adapter = _async(
+        conn,
+        "use the verb without the `a` in front, such as `task.using(conn).enqueue(...)`, or pass an async connection",
+    )
     return await _afetch(target, adapter, statement)
 
 

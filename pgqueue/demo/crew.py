@@ -6,6 +6,7 @@ with the demo, even a killed one, unless it is to be kept.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from pgqueue.demo.home import APPLICATION, end
 from pgqueue.engine.death import how_it_ended, mortal
 from pgqueue.errors import PgqueueError
 
-QUEUES = "index=4,words=8,summary=2"
+QUEUES = "index=4,words=8,summary=2,import=1"
 LEASE = 8  # seconds; a killed worker's jobs go on after that
 GRACE = 5
 QUICK = 5.0  # seconds; a worker that fails sooner has a reason that starting it again will hardly change
@@ -71,6 +72,23 @@ class Crew:
             heir = self._members[index] = self._begin(quick)
             what = how_it_ended(code) if code else "was stopped"
             yield f"worker {member.name} (process {member.process.pid}) {what}: {heir.name} takes its place"
+
+    @contextlib.contextmanager
+    def frozen(self, name: str) -> Iterator[subprocess.Popen[bytes] | None]:
+        """The process of a worker, which does nothing for the length of the block; None if it has ended."""
+        found = next(
+            (each.process for each in self._members if each.name == name and each.process.poll() is None), None
+        )
+        if found is None or sys.platform == "win32":
+            yield found
+            return
+        try:
+            found.send_signal(signal.SIGSTOP)
+            if hasattr(os, "waitid"):  # the signal takes a moment; an exit is left for poll()
+                os.waitid(os.P_PID, found.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            yield found
+        finally:
+            found.send_signal(signal.SIGCONT)  # a stopped one could not be asked to end
 
     def stop(self) -> None:
         """Stop all in order, and wait until that is done."""

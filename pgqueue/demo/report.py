@@ -89,9 +89,9 @@ order by lines desc nulls last limit 5;""",
 )
 
 
-def ask(conn: Connection) -> list[Answer]:
-    """Put all questions to the database."""
-    return [_answer(conn, question) for question in QUESTIONS]
+def ask(conn: Connection, questions: Sequence[Question] = QUESTIONS) -> list[Answer]:
+    """Put the questions to the database."""
+    return [_answer(conn, question) for question in questions]
 
 
 def _answer(conn: Connection, question: Question) -> Answer:
@@ -109,12 +109,17 @@ def tell(answers: Sequence[Answer]) -> None:
         said_something = bool(answer.rows)
 
 
-def _tell(answer: Answer) -> None:
+def pose(question: Question) -> None:
+    """Print a question and its SQL."""
     click.echo()
-    click.echo(style(answer.question.words, bold=True))
-    for line in answer.question.sql.splitlines():
+    click.echo(style(question.words, bold=True))
+    for line in question.sql.splitlines():
         click.echo(style(f"  {line}", fg="cyan"))
     click.echo()
+
+
+def _tell(answer: Answer) -> None:
+    pose(answer.question)
     if not answer.rows:
         click.echo("  nothing")
         return

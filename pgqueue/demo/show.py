@@ -1,4 +1,5 @@
-"""The demonstration: a server of its own, an application that enqueues in its transactions, workers, and the history.
+"""The demonstration: a server of its own, an application that enqueues in its transactions, workers, the history, and
+an import whose worker is killed.
 
 Guarantees: workers that end are replaced and a server that ends is started again, visibly; whatever interrupts it,
 nothing of it is left, unless it was to be kept and has come to its end.
@@ -24,6 +25,7 @@ from pgqueue.demo import report, stdlib
 from pgqueue.demo.crew import QUEUES, Crew
 from pgqueue.demo.home import APPLICATION, Home, Note
 from pgqueue.demo.postgres import EmbeddedServer
+from pgqueue.demo.resume import Import
 from pgqueue.demo.screen import Screen
 from pgqueue.errors import ConfigError, ServerError
 
@@ -116,7 +118,7 @@ class Show:
         return self._server.dsn(DATABASE)
 
     def run(self) -> None:
-        """Show it all; returns when every job has come to its end and the history is printed."""
+        """Show it all; returns when every job has come to its end, and what the history says of them is printed."""
         self._start_server()
         self._start_workers()
         began = time.monotonic()
@@ -128,6 +130,7 @@ class Show:
             "done", f"{progress.done:,} jobs in {seconds:.1f} s, {rate:,.0f} a second; {progress.discarded:,} failed"
         )
         report.tell(self._with_database(report.ask))
+        self._kill_half_way()
         if self._plan.keep:
             self._note(kept=True)
 
@@ -206,6 +209,11 @@ class Show:
                 self._screen.clear()
                 return progress
             time.sleep(TICK / 4)
+
+    def _kill_half_way(self) -> None:
+        """The last act: an import whose worker is killed goes on in another."""
+        assert self._crew is not None
+        Import(self._screen, self._crew, with_database=self._with_database, look=self._look_after_workers).run()
 
     def _tick(self) -> _Progress | None:
         """Look after the workers and show the progress, if it is time to."""

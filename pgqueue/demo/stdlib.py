@@ -1,7 +1,7 @@
 """The application that `pgqueue demo` runs: an index of this Python's standard library, in tables of its own.
 
 Guarantees: a file's row and its jobs commit together; every task may run again after a crash, for it replaces what an
-earlier attempt wrote. A file that Python itself can't parse is a real failure: nothing here is staged.
+earlier attempt wrote, or (the import) goes on behind it. A file that Python itself can't parse is a real failure.
 Never: runs the code that it reads. Workers take its jobs with `pgqueue worker -A pgqueue.demo.stdlib:q`.
 """
 
@@ -11,6 +11,7 @@ import ast
 import asyncio
 import os
 import sysconfig
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -39,10 +40,23 @@ create table app.symbol (
 create index on app.symbol (path);
 create table app.rolled_back (path text primary key);
 comment on table app.rolled_back is 'Files whose transaction was rolled back, noted afterwards: the check on the rest';
+create table app.import (total integer not null);
+create table app.character (
+  n integer not null,
+  code text not null,
+  name text not null,
+  worker text not null,
+  written bigint generated always as identity
+);
+comment on table app.character is 'Nothing in it is unique, on purpose: a row that came twice would be there twice';
+comment on column app.character.written is 'From a sequence, which no rollback sets back';
 """
 LIBRARY = Path(sysconfig.get_path("stdlib"))
 TOP = "(top level)"
+BATCH = 100  # characters in one transaction
+_ADD_CHARACTER = "insert into app.character (n, code, name, worker) values (%s, %s, %s, %s)"
 _NOT_OURS = {"site-packages", "dist-packages", "__pycache__"}
+_CODES = range(0x2000)  # the alphabets; behind them stand punctuation, symbols and Chinese
 
 q = PgQueue()  # the database that PGQUEUE_DSN names; pgqueue demo sets it for its workers
 
@@ -84,6 +98,18 @@ def add_package(conn: Connection, name: str) -> None:
     """Insert a package's row and the job that sums it up, in the open transaction; nothing if it is there already."""
     if conn.execute("insert into app.package (name) values (%s) on conflict do nothing", [name]).rowcount:
         summarise_package.using(conn, delay=2).enqueue(name)
+
+
+def characters() -> list[tuple[str, str]]:
+    """The code points that have a name, in order, with their names: ("U+0020", "SPACE"), ..."""
+    names = ((point, unicodedata.name(chr(point), "")) for point in _CODES)
+    return [(f"U+{point:04X}", name) for point, name in names if name]
+
+
+def add_import(conn: Connection) -> int:
+    """Insert the job that imports the characters, in the open transaction, if there is none yet; its id."""
+    there = conn.execute("select id from pgqueue.jobs where kind = 'import_characters'").fetchall()
+    return int(there[0][0]) if there else import_characters.using(conn).enqueue().id
 
 
 @q.task(queue="index", retry=Retry(max_attempts=3, base=1, cap=1))
@@ -136,6 +162,34 @@ def summarise_package(ctx: Context, name: str) -> dict[str, int]:
         )
         row = conn.execute("select files, classes, functions from app.package where name = %s", [name]).fetchall()[0]
     return dict(zip(("files", "classes", "functions"), row, strict=True))
+
+
+@q.task(queue="import", retry=Retry(max_attempts=3, base=1, cap=1))
+def import_characters(ctx: Context) -> dict[str, int]:
+    """Insert every character with its name. Whenever its worker is killed, another goes on behind the last commit."""
+    found = characters()
+
+    def prepare() -> None:
+        with ctx.connection() as conn, conn.transaction():
+            conn.execute("insert into app.import (total) values (%s)", [len(found)])
+            ctx.set_step_tx(conn)  # once in the life of the job, whoever is killed
+
+    def load(last: int | None) -> None:
+        worker = _worker_of(ctx)
+        for begin in range(last or 0, len(found), BATCH):
+            with ctx.connection() as conn, conn.transaction():
+                for n, character in enumerate(found[begin : begin + BATCH], start=begin + 1):
+                    conn.execute(_ADD_CHARACTER, [n, *character, worker])
+                ctx.set_step_cursor_tx(conn, n)  # commits with the rows, or not at all
+
+    ctx.step("prepare", prepare)
+    ctx.step_cursor("load", load)
+    return {"rows": len(found)}
+
+
+def _worker_of(ctx: Context) -> str:
+    with ctx.connection() as conn:
+        return str(conn.execute("select worker from pgqueue.jobs where id = %s", [ctx.job.id]).fetchall()[0][0])
 
 
 def find_symbols(tree: ast.Module) -> Iterator[Symbol]:

@@ -22,10 +22,7 @@ def result_type(step: str, fn: Callable[..., object]) -> Any:
 
     raises  StepError for a type that JSON can't be read as
     """
-    found = _annotation(fn, "return")
-    if get_origin(found) in (Awaitable, Coroutine):
-        found = get_args(found)[-1]
-    return _checked(f"step {step!r}: its result", found)
+    return _readable(step, "result", _annotation(fn, "return"))
 
 
 def cursor_type(step: str, fn: Callable[..., object], given: Any) -> Any:
@@ -34,7 +31,7 @@ def cursor_type(step: str, fn: Callable[..., object], given: Any) -> Any:
         code = getattr(fn, "__code__", None)
         first = code.co_varnames[inspect.ismethod(fn) :][:1] if code is not None else ()
         given = _annotation(fn, *first) if first else Any
-    return _checked(f"step {step!r}: its cursor", given)
+    return _readable(step, "cursor", given)
 
 
 def key_type(key: object) -> Any:
@@ -42,21 +39,26 @@ def key_type(key: object) -> Any:
     return GenericAlias(tuple, tuple(map(key_type, key))) if isinstance(key, tuple) else type(key)
 
 
-def _checked(what: str, type: Any) -> Any:
-    if type in (Any, NoneType, NoReturn, Never):
+def _readable(step: str, what: str, type: Any) -> Any:
+    if type is Any:
         return Any
+    if get_origin(type) in (Awaitable, Coroutine):
+        type = get_args(type)[-1]
     try:
         check_type(type)
     except TypeError as error:
-        raise StepError(f"{what} can't be read back as {type}: {error}; annotate it otherwise") from error
+        raise StepError(
+            f"step {step!r}: its {what} can't be read back as {type}: {error}; annotate it otherwise"
+        ) from error
     return type
 
 
 def _annotation(fn: Callable[..., object], name: str) -> Any:
-    found = getattr(fn, "__annotations__", {}).get(name, Any)
-    if not isinstance(found, str):
-        return NoneType if found is None else found
-    return _evaluated(found, getattr(fn, "__module__", ""))
+    annotations = getattr(fn, "__annotations__", None)
+    found = annotations.get(name, Any) if annotations else Any
+    if isinstance(found, str):
+        return _evaluated(found, getattr(fn, "__module__", ""))
+    return Any if found in _NOTHING else found
 
 
 @lru_cache(maxsize=1024)
@@ -64,6 +66,10 @@ def _evaluated(text: str, module: str) -> Any:
     """get_type_hints of the function itself takes 57 us, and a cache by function would keep closures alive."""
     holder = type("Holder", (), {"__annotations__": {"it": text}, "__module__": module})
     try:
-        return get_type_hints(holder, vars(sys.modules[module]))["it"]
+        found = get_type_hints(holder, vars(sys.modules[module]))["it"]
     except (NameError, TypeError, KeyError, AttributeError, SyntaxError):  # it may name what is not there at run time
         return Any
+    return Any if found in _NOTHING else found
+
+
+_NOTHING = (None, NoneType, NoReturn, Never)

@@ -63,7 +63,7 @@ class Memory:
     title       how errors name the job
     metadata    that of a job that has a checkpoint, else None
     completing  complete_tx was called: the job's row tells whether that was committed
-    on_change   called with each addition, as a patch; "{}" before a mark is sent
+    on_change   called with each addition, as a patch; "{}" before a mark is sent. None: nobody wants to know
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Memory:
         title: str,
         marks: Marks,
         metadata: str | None,
-        on_change: Callable[[str], None] = lambda patch: None,
+        on_change: Callable[[str], None] | None = None,
     ) -> None:
         self._marks = marks
         self._on_change = on_change
@@ -120,10 +120,11 @@ class Memory:
 
     def leave(self, name: str, result: str | None) -> None:
         """The running step has ended: with a result, or (None) not as it should."""
-        is_recorded = not self.checkpoint.row_decides
-        self.checkpoint.leave(result)
-        if is_recorded and result is not None:
-            self._on_change(_patch("done", name, result))
+        checkpoint = self.checkpoint
+        is_recorded = result is not None and not checkpoint.row_decides
+        checkpoint.leave(result)
+        if is_recorded:
+            self._tell("done", name, str(result))
 
     def set_cursor(self, value: object) -> None:
         """The running step has come so far."""
@@ -131,7 +132,7 @@ class Memory:
         checkpoint = self.checkpoint
         text = encode_value(f"step {checkpoint.current!r}: its cursor", value).decode()
         checkpoint.set_cursor(text)
-        self._on_change(_patch("cursor", str(checkpoint.current), text))
+        self._tell("cursor", str(checkpoint.current), text)
 
     def save(self, values: Mapping[str, object]) -> None:
         """Add to the data."""
@@ -139,7 +140,7 @@ class Memory:
         changes = {key: encode_value(f"save: {key}", value).decode() for key, value in values.items()}
         self.checkpoint.save(changes)
         for key, text in changes.items():
-            self._on_change(_patch("data", key, text))
+            self._tell("data", key, text)
 
     def mark_done(self, result: object) -> Statement[None]:
         """The running step is done, says a row in the caller's transaction."""
@@ -147,22 +148,30 @@ class Memory:
         text = encode_value(what, result).decode()
         remembered(text, self._result_type, what)
         name = self.checkpoint.done_in_tx(text)
-        self._on_change("{}")
+        self._announce("{}")
         return self._marks.mark("done", name, text)
 
     def mark_cursor(self, value: object) -> Statement[None]:
         """The running step has come so far, says a row in the caller's transaction."""
         text = encode_value(f"step {self.checkpoint.current!r}: its cursor", value).decode()
         name = self.checkpoint.cursor_in_tx(text)
-        self._on_change("{}")
+        self._announce("{}")
         return self._marks.mark("cursor", name, text)
 
     def completion(self, result: object) -> Statement[None]:
         """The job's completion in the caller's transaction."""
         text = None if result is None else encode_value("result", result).decode()
         self.completing = True
-        self._on_change('{"completing":true}')
+        self._announce('{"completing":true}')
         return self._marks.complete(text, self.patch())
+
+    def _tell(self, part: str, name: str, text: str) -> None:
+        if self._on_change is not None:
+            self._on_change(msgspec.json.encode({part: {name: msgspec.Raw(text.encode())}}).decode())
+
+    def _announce(self, note: str) -> None:
+        if self._on_change is not None:
+            self._on_change(note)
 
     def _refuse_afterwards(self, what: str) -> None:
         if self._has_ended:
@@ -222,7 +231,7 @@ def remembered(text: str, type: Any, what: str) -> Any:
     try:
         return decode_as(text, type)
     except (TypeError, ValueError) as error:
-        raise StepError(f"{what} is no {getattr(type, '__name__', type)} any more: {error}") from error
+        raise StepError(f"{what} can't be read as {getattr(type, '__name__', type)}: {error}") from error
 
 
 def _load(metadata: str | None, title: str) -> Checkpoint | StepError:
@@ -240,7 +249,3 @@ def _load(metadata: str | None, title: str) -> Checkpoint | StepError:
 
 def _texts(values: Mapping[str, msgspec.Raw]) -> dict[str, str]:
     return {name: bytes(value).decode() for name, value in values.items()}
-
-
-def _patch(part: str, name: str, text: str) -> str:
-    return msgspec.json.encode({part: {name: msgspec.Raw(text.encode())}}).decode()

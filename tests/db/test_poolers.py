@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -176,7 +177,7 @@ def test_a_task_without_a_queue_object_borrows_connections_that_suit_the_pooler(
     pooler: Callable[[Fate], Pooler],
 ) -> None:
     job = Claimed(1, 1, "quick", "{}", None, 0, None, 0, None, None, None, 0)
-    settings = {"dsn": pooler("refused").dsn, "pooled": True}
+    settings = {"dsn": pooler("refused").dsn, "pooled": True, "schema": "pgqueue", "install": str(UUID(int=0))}
     child = ChildJob(job, "default", 1, None, None, False, settings)
     context = cast("Context", child_context(child, cast("Any", _Undisturbed())))
     with context.connection() as conn:

@@ -99,7 +99,9 @@ def test_what_the_demo_prints_is_what_its_database_says_and_stop_removes_it(home
     assert told
     with psycopg.connect(told[1]) as conn:
         committed = {path for (path,) in conn.execute("select path from app.file")}
-        jobs = conn.execute("select kind, args ->> 'path', state, attempt from pgqueue.jobs").fetchall()
+        jobs = conn.execute(
+            "select kind, args ->> 'path', state, attempt from pgqueue.jobs where kind <> 'import_characters'"
+        ).fetchall()
     assert committed == set(files) - undone
     assert {path for kind, path, _, _ in jobs if kind == "index_file"} == committed
     assert {path for kind, path, _, _ in jobs if kind == "count_words"} == committed
@@ -147,7 +149,50 @@ def test_a_killed_worker_is_replaced_a_stopped_server_is_started_again_and_no_jo
     assert not home.directory.exists()
 
 
-@pytest.mark.parametrize("beginning", ["pgqueue indexes", "  server ", "  files ", "  done "])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_import_whose_worker_is_killed_goes_on_in_another_and_no_row_is_missing_or_double(
+    home: Home, workers: int
+) -> None:
+    with start_demo(home, "--keep", "--files", "10", "--workers", str(workers)) as demo:
+        printed, _ = demo.communicate(timeout=120)
+    assert demo.returncode == 0, printed
+
+    before = re.search(r'  before    running on (\S+), cursor {"load": (\d+)}, ([\d,]+) rows\n', printed)
+    kill = re.search(r"  kill -9   (\d+), the process of (\S+), (\d+) rows into the next transaction\n", printed)
+    after = re.search(r"  after     \S+ s: (\S+) \(process (\d+)\) goes on from cursor (\d+)\n", printed)
+    assert kill, printed
+    total = len(stdlib.characters())
+    proof = row_of(printed, "rows", "different", "double", "missing", "rolled_back")
+    assert proof == [f"{total:,}", f"{total:,}", "0", "0", kill[3]]
+    assert before, printed
+    assert after, printed
+    killed, cursor = before[1], int(before[2])
+    assert total * 0.3 <= cursor < total
+    assert 1 <= int(kill[3]) <= stdlib.BATCH
+    assert (before[3], kill[2]) == (f"{cursor:,}", killed)
+    assert int(after[3]) == cursor
+    assert after[1] != killed
+    assert f"! worker {killed} (process {kill[1]}) died of signal 9 (SIGKILL): demo-{workers + 1} takes" in printed
+    assert f"  done      completed on {after[1]}, cursor null, {total:,} rows; success removes the cursor\n" in printed
+
+    with psycopg.connect(dsn_of(home)) as conn:
+        rows = conn.execute("select n, code, name, worker from app.character order by n, written").fetchall()
+        unique = conn.execute("select from pg_index where indrelid = 'app.character'::regclass").rowcount
+        prepared = conn.execute("select total from app.import").fetchall()
+        history = conn.execute(
+            """select a.state, a.worker, w.pid::text
+               from pgqueue.job_attempts a join pgqueue.workers w on w.name = a.worker
+               where kind = 'import_characters' order by finished_at"""
+        ).fetchall()
+    heirs = [killed if n <= cursor else after[1] for n in range(1, total + 1)]
+    assert rows == [(n, *each, heirs[n - 1]) for n, each in enumerate(stdlib.characters(), start=1)]
+    assert (unique, prepared) == (0, [(total,)])
+    assert history == [("available", killed, kill[1]), ("completed", after[1], after[2])]
+
+
+@pytest.mark.parametrize(
+    "beginning", ["pgqueue indexes", "  server ", "  files ", "  done ", "  import ", "  kill -9 "]
+)
 def test_ctrl_c_at_any_time_leaves_nothing_and_says_so_in_one_line(home: Home, beginning: str) -> None:
     with start_demo(home, "--files", "60", "--keep") as demo:
         read_until(demo, beginning)

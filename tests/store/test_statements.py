@@ -13,11 +13,11 @@ import pytest
 from pgqueue.core.states import State, Verb
 from pgqueue.db.placeholders import numbered
 from pgqueue.db.schema import migrate
-from pgqueue.store import cluster, control, jobs
+from pgqueue.store import cluster, control, jobs, local
 from pgqueue.store.statement import queries
 from tests.store.desk import KINDS, Desk, bring_to
 
-MODULES = {"jobs.sql": jobs, "cluster.sql": cluster, "control.sql": control}
+MODULES = {"jobs.sql": jobs, "cluster.sql": cluster, "control.sql": control, "local.sql": local}
 QUERIES = [(file, name) for file in MODULES for name in queries(file)]
 VIEWS = ("jobs", "live_jobs", "job_attempts", "job_logs", "queue_stats", "job_stats", "workers", "schedules")
 
@@ -118,6 +118,10 @@ def run_the_rest(desk: Desk) -> None:
     desk.set_checkpoint(running, "data", "b", 2)
     assert desk.metadata(running.ids[0]) == {"pgqueue": {"data": {"a": 1, "b": 2}}}
     desk.complete_tx(running)
+    assert desk.run(local.install(schema=schema)) == desk.install
+    desk.run(local.mark(desk.install, -1, '{"done": {"a": 1}}', schema=schema))
+    assert desk.run(local.marks(-1, schema=schema)) == [("done", "a", "1")]
+    desk.run(local.forget(-1, schema=schema))
     assert desk.apply(Verb.DELETE, *running.ids) == dict.fromkeys(running.ids, "deleted")
     assert desk.run(jobs.survey("default", kinds=KINDS, marks={}, schema=schema))[0] == [0]
     assert desk.run(control.pause("default", schema=schema))
