@@ -54,7 +54,7 @@ def run(conn: object, statement: Statement[T]) -> T:
     """
     target, adapter = _sync(
         conn,
-        "await the verb with an `a` in front, such as `await task.using(conn).aenqueue(...)`, or pass a sync connection",
+        "await the verb with an `a` in front, such as `await task.using(conn).aenqueue(...)`, or pass a sync one",
     )
     return _fetch(target, adapter, statement)
 

@@ -14,4 +14,4 @@ select part, name, value::text from pgqueue.checkpoint where job_id = %(job)s::b
 
 -- name: forget
 -- It stands in the state file by now.
-delete from pgqueue.checkpoint where job_id = %(job)s::bigint and job_id < 0
+delete from pgqueue.checkpoint where job_id = %(job)s::bigint and job_id < 0 returning job_id
