@@ -2,7 +2,7 @@
 
 Guarantees: answers as a plain web server would: 404 for what isn't there, 403 for what may not be read or written, one
 range of bytes if asked for (206, 416); a PUT replaces the file when all of it has come, or not at all.
-Never: makes or lists directories.
+Never: makes or lists directories; follows a redirect that leads here from elsewhere.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import IO, Any
-from urllib.request import url2pathname
+from urllib.parse import unquote_to_bytes
 
 import httpx2
 
 CHUNK = 64 * 1024
+_MEANT = "pgqueue.file"  # what a request has that was made for a file
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
@@ -30,7 +31,7 @@ class FileTransport(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
             if request.method == "PUT":
                 assert isinstance(request.stream, httpx2.SyncByteStream)
                 with _Replacing(answer.path) as file:
-                    for chunk in request.stream:
+                    for chunk in answer.sent(request.stream):
                         file.write(chunk)
             else:
                 answer.without_body()
@@ -42,7 +43,7 @@ class FileTransport(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
             if request.method == "PUT":
                 assert isinstance(request.stream, httpx2.AsyncByteStream)
                 with _Replacing(answer.path) as file:
-                    async for chunk in request.stream:
+                    async for chunk in answer.asent(request.stream):
                         file.write(chunk)
             else:
                 answer.without_body()
@@ -57,6 +58,8 @@ class _WithHost:
         if url.scheme == "file" and not url.host:
             url = url.copy_with(host="localhost")
         made: httpx2.Request = super().build_request(method, url, **extra)  # type: ignore[misc]
+        if made.url.scheme == "file":
+            made.extensions[_MEANT] = True
         return made
 
 
@@ -79,15 +82,22 @@ class _Answering:
 
     def __init__(self, request: httpx2.Request) -> None:
         self._request = request
+        self._senders: OSError | None = None
+        if _MEANT not in request.extensions:
+            raise httpx2.UnsupportedProtocol(f"{request.url}: no redirect leads to a file", request=request)
         if request.url.host not in ("", "localhost"):
             raise httpx2.UnsupportedProtocol(f"{request.url}: a file URL names no host: file:///path", request=request)
-        self.path = Path(url2pathname(request.url.path))
+        self.path = _path(request.url)
+        if "\0" in str(self.path):
+            raise httpx2.UnsupportedProtocol(f"{request.url}: no file's name has a NUL", request=request)
         self.response = httpx2.Response(204, request=request)
 
     def __enter__(self) -> _Answering:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if error is self._senders:
+            return False
         match error:
             case FileNotFoundError() | NotADirectoryError():
                 self._refuse(404, error)
@@ -96,6 +106,23 @@ class _Answering:
             case OSError():
                 raise httpx2.TransportError(str(error), request=self._request) from error
         return isinstance(error, OSError)
+
+    def sent(self, stream: httpx2.SyncByteStream) -> Iterator[bytes]:
+        """The request's body. An error in it is its sender's, and no answer."""
+        try:
+            yield from stream
+        except OSError as error:
+            self._senders = error
+            raise
+
+    async def asent(self, stream: httpx2.AsyncByteStream) -> AsyncIterator[bytes]:
+        """The request's body; see `sent`."""
+        try:
+            async for chunk in stream:
+                yield chunk
+        except OSError as error:
+            self._senders = error
+            raise
 
     def without_body(self) -> None:
         """Do what a request without a body asks for."""
@@ -130,6 +157,11 @@ class _Answering:
         self.response = httpx2.Response(status, text=f"{self.path}: {error.strerror}")
 
 
+def _path(url: httpx2.URL) -> Path:
+    """That of the file, whose name may have any bytes: `url.path` has only text."""
+    return Path(os.fsdecode(unquote_to_bytes(url.raw_path.partition(b"?")[0])))
+
+
 def _wanted(header: str, size: int) -> range | None:
     """The bytes of a Range header; empty if there are none such, None if it asks for nothing that is understood."""
     found = _RANGE.fullmatch(header)
@@ -148,7 +180,10 @@ class _Body(httpx2.SyncByteStream, httpx2.AsyncByteStream):
         file.seek(start)
 
     def __iter__(self) -> Iterator[bytes]:
-        while self._left and (chunk := self._file.read(min(CHUNK, self._left))):
+        while self._left:
+            chunk = self._file.read(min(CHUNK, self._left))
+            if not chunk:
+                raise httpx2.ReadError(f"{self._file.name}: became shorter while it was read")
             self._left -= len(chunk)
             yield chunk
 
@@ -170,7 +205,7 @@ class _Replacing:
         self._path = path
 
     def __enter__(self) -> IO[bytes]:
-        handle, self._name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}.")
+        handle, self._name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name:.40}.")
         self._file = os.fdopen(handle, "wb")
         return self._file
 

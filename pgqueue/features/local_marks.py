@@ -1,7 +1,8 @@
 """Marks of a job that runs without a worker: `*_tx` calls commit with the caller's work there too.
 
-They go into the queue's own database. That there are any is noted in a file beside the job's state before the first is
-sent: whoever resumes the job knows that it has to ask the database, even if everything was killed in between.
+They go into the queue's own database. That there are any, and where, is noted in a file beside the job's state before
+the first is sent: whoever resumes the job knows that it has to ask that database, even if everything was killed in
+between.
 """
 
 from __future__ import annotations
@@ -46,13 +47,16 @@ class LocalMarks:
     def _mark(self, patch: dict[str, dict[str, msgspec.Raw]]) -> Statement[None]:
         if self._install is None:
             self._install = self._ask()
-            write_note(self._note)
+            write_note(self._note, self._install)
         return local.mark(self._install, self._job, msgspec.json.encode(patch).decode(), schema=self._schema)
 
 
-def write_note(path: Path) -> None:
-    """Make the file, and make sure that it outlives a crash of the machine."""
-    path.touch()
+def write_note(path: Path, install: UUID) -> None:
+    """Note which installation may have marks, so that it outlives a crash of the machine."""
+    with path.open("w") as file:
+        file.write(str(install))
+        file.flush()
+        os.fsync(file.fileno())
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

@@ -163,18 +163,18 @@ class Steps(BaseSteps):
         raises  StepError outside a step; InvalidConnection for one that can't take part in a transaction, or is to
                 another database; LeaseLost if another worker may be running the job: the transaction is aborted
         """
-        self._check_time()
         send = join(conn, _WRONG_COLOUR)
         send(self._memory().mark_done(result))
 
     def set_step_cursor_tx(self, conn: object, value: object) -> None:
         """Record how far the running cursor step has come in the transaction on `conn`; otherwise as `set_step_tx`.
 
-        If anything wants the attempt to end, it ends here, before this.
+        If anything wants the attempt to end, it ends here, after this: the transaction is rolled back with its mark,
+        unless that is caught.
         """
-        self.raise_if_cancelled()
         send = join(conn, _WRONG_COLOUR)
         send(self._memory().mark_cursor(value))
+        self.raise_if_cancelled()
 
     def complete_tx(self, conn: object, result: object = None) -> None:
         """Complete the job in the transaction on `conn`, after everything else. If that isn't committed, the attempt
@@ -182,7 +182,6 @@ class Steps(BaseSteps):
 
         raises  as `set_step_tx`
         """
-        self._check_time()
         send = join(conn, _WRONG_COLOUR)
         send(self._memory().completion(result))
 
@@ -253,19 +252,17 @@ class AsyncSteps(BaseSteps):
 
     async def set_step_tx(self, conn: object, result: object = None) -> None:
         """Record the running step as done in the transaction on `conn`; see `Steps.set_step_tx`."""
-        self._check_time()
         send = await ajoin(conn, _WRONG_COLOUR)
         await send(self._memory().mark_done(result))
 
     async def set_step_cursor_tx(self, conn: object, value: object) -> None:
         """Record how far the running cursor step has come; see `Steps.set_step_cursor_tx`."""
-        self.raise_if_cancelled()
         send = await ajoin(conn, _WRONG_COLOUR)
         await send(self._memory().mark_cursor(value))
+        self.raise_if_cancelled()
 
     async def complete_tx(self, conn: object, result: object = None) -> None:
         """Complete the job in the transaction on `conn`; see `Steps.complete_tx`."""
-        self._check_time()
         send = await ajoin(conn, _WRONG_COLOUR)
         await send(self._memory().completion(result))
 

@@ -1,6 +1,6 @@
 """Fixtures of the conformance tests.
 
-plays         jobs that do as they are told: each test once on every executor, and on the oldest server in a thread
+plays         jobs that do as they are told: each test once on every executor
 plays_inside  the same, in a thread only: where the executor makes no difference
 plays_apart   the same, in a process only: where that is to die
 q, admin      PgQueue on a migrated database of the test's own; psycopg.Connection to it, autocommit
@@ -20,15 +20,21 @@ from tests.conformance.kit import Plays
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what nothing could find: an executor is the same on every server, and a process takes a second."""
-    left_out = [item for item in items if getattr(item, "callspec", None) and _is_twin(item.callspec.params)]  # type: ignore[attr-defined]
+    """On the oldest server only what is the server's doing, and that in threads only: the rest is the same there."""
+    left_out = [
+        item for item in items
+        if item.path.parent == Path(__file__).parent and getattr(item, "callspec", None) and _is_twin(item)
+    ]  # fmt: skip
     config.hook.pytest_deselected(items=left_out)
     left_out_ids = {item.nodeid for item in left_out}
     items[:] = [item for item in items if item.nodeid not in left_out_ids]
 
 
-def _is_twin(params: dict[str, object]) -> bool:
-    return params.get("template") == "oldest" and params.get("plays") in ("async", "process")
+def _is_twin(item: pytest.Item) -> bool:
+    params: dict[str, object] = item.callspec.params  # type: ignore[attr-defined]
+    if params.get("template") != "oldest":
+        return False
+    return not item.path.stem.endswith("_tx") or params.get("plays") in ("async", "process")
 
 
 @pytest.fixture

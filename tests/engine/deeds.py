@@ -9,7 +9,7 @@ import signal
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pgqueue import Cancel, Context, Discard, RetryAfter, Snooze
+from pgqueue import Cancel, Discard, RetryAfter, Snooze
 from pgqueue.core.draft import Draft, EnqueuedJob
 from pgqueue.engine.child import ChildJob, Flags
 from pgqueue.tasks.task import Task
@@ -177,17 +177,3 @@ async def let_it_end() -> bool:
 
 
 decorated: Task[[], None] = Task(nothing, sender=Nobody(), name="decorated", executor="process")
-
-
-def resumes(ctx: Context, at: int) -> dict[str, object]:
-    """Dies at its cursor, the first time."""
-    found = ctx.step("answer", lambda: 42)
-
-    def load(cursor: int | None) -> int:
-        if cursor == at:
-            return cursor
-        ctx.set_cursor(at)
-        os.kill(os.getpid(), signal.SIGKILL)
-        return 0
-
-    return {"result of the step": found, "cursor": ctx.step_cursor("load", load)}

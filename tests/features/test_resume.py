@@ -132,9 +132,6 @@ CHECKPOINTS: dict[str, Callable[[Context], object]] = {
     "step_cursor": lambda ctx: ctx.step_cursor("other", lambda cursor: None),
     "resume": lambda ctx: list(ctx.resume("other", [1], key=int)),
     "set_cursor": lambda ctx: ctx.step_cursor("open", lambda cursor: _ask(ctx, lambda: ctx.set_cursor(1))),
-    "set_step_cursor_tx": lambda ctx: ctx.step_cursor(
-        "open", lambda cursor: _ask(ctx, lambda: ctx.set_step_cursor_tx(None, 1))
-    ),
 }
 
 
@@ -147,7 +144,7 @@ def _ask(ctx: Context, call: Callable[[], object]) -> None:
 def test_every_checkpoint_ends_the_attempt_if_it_is_asked_to(call: str) -> None:
     job = Job()
     ctx = job.context()
-    if call not in ("set_cursor", "set_step_cursor_tx"):
+    if call != "set_cursor":
         job.reason = "stop"
     with pytest.raises(Cancel, match="stop"):
         CHECKPOINTS[call](ctx)
