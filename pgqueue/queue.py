@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from pgqueue.app import Parts
 from pgqueue.context import AsyncContext, Context
-from pgqueue.core.draft import Draft, EnqueuedJob
+from pgqueue.core.draft import Args, Draft, EnqueuedJob
 from pgqueue.core.job import Job
 from pgqueue.core.retry import Retry
 from pgqueue.core.states import FINAL, State, Verb
@@ -145,19 +145,19 @@ class PgQueue:
         """
         return (await self.asend(*self._job(kind, args, options), conn))[0]
 
-    def send(self, draft: Draft, args: Sequence[str], conn: object | None) -> list[EnqueuedJob]:
-        """Insert a job per JSON text of arguments, in one statement; what tasks do when they are enqueued."""
-        return self._run(jobs.enqueue(draft, args, schema=self.schema), conn) if args else []
+    def send(self, draft: Draft, args: Args, conn: object | None) -> list[EnqueuedJob]:
+        """Insert jobs with these arguments, in one statement; what tasks do when they are enqueued."""
+        return self._run(jobs.enqueue(draft, args, schema=self.schema), conn) if args.rows else []
 
-    async def asend(self, draft: Draft, args: Sequence[str], conn: object | None) -> list[EnqueuedJob]:
-        """Insert a job per JSON text of arguments, in one statement; what tasks do when they are enqueued."""
-        return await self._arun(jobs.enqueue(draft, args, schema=self.schema), conn) if args else []
+    async def asend(self, draft: Draft, args: Args, conn: object | None) -> list[EnqueuedJob]:
+        """Insert jobs with these arguments, in one statement; what tasks do when they are enqueued."""
+        return await self._arun(jobs.enqueue(draft, args, schema=self.schema), conn) if args.rows else []
 
-    def _job(self, kind: str, args: Mapping[str, object] | None, options: Options) -> tuple[Draft, list[str]]:
+    def _job(self, kind: str, args: Mapping[str, object] | None, options: Options) -> tuple[Draft, Args]:
         task = self.tasks.find(kind)
         if task is None:
-            return draft_by_name(kind, **options), [encode_object("args", args or {})]
-        return apply_options(task.draft, options), [task.args_text((), args or {})]
+            return draft_by_name(kind, **options), Args(encode_object("args", args or {}))
+        return apply_options(task.draft, options), Args(task.args_text((), args or {}))
 
     # Look --------------------------------------------------------------------------------------------------------
 

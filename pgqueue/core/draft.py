@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,16 @@ class Draft:
             or self.unique_key is not None or bool(self.tags) or self.metadata is not None or self.tenant is not None
             or self.parent_id is not None
         )  # fmt: skip
+
+
+class Args(NamedTuple):
+    """The arguments of jobs that are enqueued together.
+
+    text  JSON: an object for one row, else an array of so many objects
+    """
+
+    text: str
+    rows: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import NamedTuple, cast
 from uuid import UUID
 
-from pgqueue.core.draft import Draft, EnqueuedJob
+from pgqueue.core.draft import Args, Draft, EnqueuedJob
 from pgqueue.core.job import Claimed
 from pgqueue.store.arrays import int4_array, int8_array, quoted_array, text_array, timestamp_array
 from pgqueue.store.statement import Row, Statement, queries
@@ -62,15 +62,15 @@ class Acks(NamedTuple):
     finished_us: Sequence[int]
 
 
-def enqueue(draft: Draft, args: Sequence[str], *, schema: str) -> Statement[list[EnqueuedJob]]:
-    """Insert a job per JSON text of arguments (one at least); answers in their order."""
+def enqueue(draft: Draft, args: Args, *, schema: str) -> Statement[list[EnqueuedJob]]:
+    """Insert jobs (one at least) with these arguments; answers in their order."""
 
     params: dict[str, object] = {
-        "kind": draft.kind, "args": args[0] if len(args) == 1 else f"[{','.join(args)}]", "queue": draft.queue,
+        "kind": draft.kind, "args": args.text, "queue": draft.queue,
         "priority": draft.priority, "max_attempts": draft.max_attempts, "timeout": draft.timeout,
     }  # fmt: skip
     query = "enqueue_one"
-    if draft.has_options or len(args) > 1:
+    if draft.has_options or args.rows > 1:
         query = "enqueue"
         params |= {
             "delay": draft.delay, "scheduled_at": draft.scheduled_at and draft.scheduled_at.isoformat(),

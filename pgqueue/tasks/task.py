@@ -14,7 +14,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any, Generic, Literal, ParamSpec, Protocol, TypeVar, Unpack
 
-from pgqueue.core.draft import Draft, EnqueuedJob
+from pgqueue.core.draft import Args, Draft, EnqueuedJob
 from pgqueue.core.retry import Retry
 from pgqueue.errors import InvalidArguments, InvalidJob, PgqueueError
 from pgqueue.tasks.args import ArgsCodec
@@ -27,16 +27,17 @@ C_contra = TypeVar("C_contra", contravariant=True)
 Executor = Literal["async", "thread", "process"]
 
 CHECKPOINT_EVERY = 10.0
+ROWS_AT_ONCE = 500
 BATCH_LIMIT = 32 * 1024 * 1024  # characters; small numbers grow sixfold in PostgreSQL, whose limit is 256 MiB
 
 
 class Sender(Protocol):
     """Who inserts jobs: in the caller's transaction if there is a `conn`, else in one of its own."""
 
-    def send(self, draft: Draft, args: Sequence[str], conn: object | None) -> list[EnqueuedJob]:
-        """Insert a job per JSON text of arguments, and answer for each in order."""
+    def send(self, draft: Draft, args: Args, conn: object | None) -> list[EnqueuedJob]:
+        """Insert the jobs with these arguments, and answer for each in order."""
 
-    async def asend(self, draft: Draft, args: Sequence[str], conn: object | None) -> list[EnqueuedJob]:
+    async def asend(self, draft: Draft, args: Args, conn: object | None) -> list[EnqueuedJob]:
         """As `send`, on an async connection."""
 
 
@@ -173,27 +174,42 @@ class Call(Generic[P, R_co]):
 
     def enqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> EnqueuedJob:
         """Insert one job with these arguments; see `Task.enqueue`."""
-        (job,) = self.task.sender.send(self.draft, [self.task.args_text(args, kwargs)], self.conn)
+        (job,) = self.task.sender.send(self.draft, Args(self.task.args_text(args, kwargs)), self.conn)
         return job
 
     async def aenqueue(self, /, *args: P.args, **kwargs: P.kwargs) -> EnqueuedJob:
         """As `enqueue`, awaited."""
-        (job,) = await self.task.sender.asend(self.draft, [self.task.args_text(args, kwargs)], self.conn)
+        (job,) = await self.task.sender.asend(self.draft, Args(self.task.args_text(args, kwargs)), self.conn)
         return job
 
     def enqueue_many(self, rows: Iterable[Row]) -> list[EnqueuedJob]:
         """Insert one job per row, all or none; see `Task.enqueue_many`."""
-        return self.task.sender.send(self.draft, self.args_texts(rows), self.conn)
+        return self.task.sender.send(self.draft, self.all_args(rows), self.conn)
 
     async def aenqueue_many(self, rows: Iterable[Row]) -> list[EnqueuedJob]:
         """As `enqueue_many`, awaited."""
-        return await self.task.sender.asend(self.draft, self.args_texts(rows), self.conn)
+        return await self.task.sender.asend(self.draft, self.all_args(rows), self.conn)
 
-    def args_texts(self, rows: Iterable[Row]) -> list[str]:
-        """The JSON texts of the arguments in `rows`, in order.
+    def all_args(self, rows: Iterable[Row]) -> Args:
+        """The arguments in `rows`, in order.
 
         raises  InvalidArguments, InvalidJob naming the row
         """
+        given = list(rows)
+        texts: list[str] = []
+        for first in range(0, len(given), ROWS_AT_ONCE):
+            part = given[first : first + ROWS_AT_ONCE]
+            text = self.task.codec.encode_rows(part) if self.task.validate is None else None
+            texts.append(text[1:-1] if text is not None else self._one_by_one(part, first))
+        text = ",".join(texts)
+        if len(text) > BATCH_LIMIT:
+            raise InvalidJob(
+                f"{len(given)} rows: {len(text)} characters of JSON together, the limit is {BATCH_LIMIT};"
+                " send them in parts"
+            )
+        return Args(text if len(given) == 1 else f"[{text}]", len(given))
+
+    def _one_by_one(self, rows: Sequence[Row], first: int) -> str:
         texts: list[str] = []
         args_text = self.task.args_text
         for row in rows:
@@ -208,13 +224,8 @@ class Call(Generic[P, R_co]):
                         " nor a mapping (by name); for one argument write (value,)"
                     )
             except PgqueueError as error:
-                raise type(error)(f"row {len(texts)}: {error}") from error
-        size = sum(map(len, texts))
-        if size > BATCH_LIMIT:
-            raise InvalidJob(
-                f"{len(texts)} rows: {size} characters of JSON together, the limit is {BATCH_LIMIT}; send them in parts"
-            )
-        return texts
+                raise type(error)(f"row {first + len(texts)}: {error}") from error
+        return ",".join(texts)
 
 
 def draft_by_name(kind: str, **options: Unpack[Options]) -> Draft:

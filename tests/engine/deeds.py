@@ -6,11 +6,10 @@ import asyncio
 import ctypes
 import os
 import signal
-from collections.abc import Sequence
 from typing import NoReturn
 
 from pgqueue import Cancel, Discard, RetryAfter, Snooze
-from pgqueue.core.draft import Draft, EnqueuedJob
+from pgqueue.core.draft import Args, Draft, EnqueuedJob
 from pgqueue.engine.child import ChildJob, Flags
 from pgqueue.tasks.task import Task
 from tests.engine.waiting import say
@@ -19,10 +18,10 @@ from tests.engine.waiting import say
 class Nobody:
     """A Sender that is never asked to send."""
 
-    def send(self, draft: Draft, args: Sequence[str], conn: object | None) -> list[EnqueuedJob]:
+    def send(self, draft: Draft, args: Args, conn: object | None) -> list[EnqueuedJob]:
         raise NotImplementedError
 
-    async def asend(self, draft: Draft, args: Sequence[str], conn: object | None) -> list[EnqueuedJob]:
+    async def asend(self, draft: Draft, args: Args, conn: object | None) -> list[EnqueuedJob]:
         raise NotImplementedError
 
 

@@ -19,7 +19,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import TupleRow
 
-from pgqueue.core.draft import Draft, EnqueuedJob
+from pgqueue.core.draft import Args, Draft, EnqueuedJob
 from pgqueue.core.job import Claimed, Job
 from pgqueue.core.states import State, Verb
 from pgqueue.db.session import adapt
@@ -36,6 +36,10 @@ _leases = itertools.count(1)
 
 # Everything short-lived: empty once all jobs are final, except for the tally.
 SIDE_TABLES = ("ready", "waiting", "lease", "suspect", "request", "unique_key", "checkpoint")
+
+
+def json_args(texts: Sequence[str]) -> Args:
+    return Args(texts[0] if len(texts) == 1 else f"[{','.join(texts)}]", len(texts))
 
 
 class Ack(NamedTuple):
@@ -117,7 +121,7 @@ class Desk:
             if "metadata" in fields:
                 fields["metadata"] = json.dumps(fields["metadata"])
             texts = [json.dumps(each) for each in (args if isinstance(args, list) else [args])]
-            answers += self.run(jobs.enqueue(Draft(**fields), texts, schema=self.schema))
+            answers += self.run(jobs.enqueue(Draft(**fields), json_args(texts), schema=self.schema))
         return answers
 
     def enqueue(self, count: int = 1, **draft: object) -> list[int]:

@@ -487,3 +487,41 @@ def test_what_is_accepted_can_be_run_and_what_is_refused_says_which_argument(val
             assert f"take(): argument '{name}': " in str(error)  # either way is a proper end
         else:
             assert codec.decode(stored.encode()) == {name: value}
+
+
+def three(n: int, text: str = "x", *, more: list[float] | None = None) -> None: ...
+
+
+def anything(a, b=None): ...  # type: ignore[no-untyped-def]
+
+
+VALUES = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.lists(st.floats(), max_size=2),
+    st.just("\0"), st.just("\ud800"), st.just((1,)), st.just({"k": 1}), st.just({1: 2}), st.just(10**5000),
+)  # fmt: skip
+ROWS = st.lists(
+    st.one_of(
+        st.lists(VALUES, max_size=3).map(tuple),
+        st.dictionaries(st.sampled_from(["n", "text", "more", "a", "b", "c"]), VALUES, max_size=3),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(fn=st.sampled_from([three, anything]), rows=ROWS)
+def test_rows_are_encoded_together_as_each_by_itself_or_not_at_all(fn: Any, rows: Any) -> None:
+    codec = ArgsCodec(fn)
+    together = codec.encode_rows(rows)
+    if together is not None:
+        each = [codec.encode(row, {}) if isinstance(row, tuple) else codec.encode((), row) for row in rows]
+        assert together == f"[{','.join(each)}]"
+
+
+def test_plain_rows_are_encoded_together() -> None:
+    assert ArgsCodec(three).encode_rows([(1,), {"n": 2, "more": [0.5]}]) == '[{"n":1},{"n":2,"more":[0.5]}]'
+
+
+@pytest.mark.parametrize("row", [[1], ("1",), ("NaN",), (1, "\0"), {"n": 1, "other": 2}, (1, "x", [1.0])])
+def test_in_doubt_they_are_not(row: Any) -> None:
+    assert ArgsCodec(three).encode_rows([(1,), row]) is None

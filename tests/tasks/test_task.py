@@ -7,13 +7,14 @@ import functools
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 
-from pgqueue.core.draft import Draft, EnqueuedJob
+from pgqueue.core.draft import Args, Draft, EnqueuedJob
 from pgqueue.core.retry import Retry
 from pgqueue.errors import ConfigError, InvalidArguments, InvalidJob
 from pgqueue.tasks.registry import Registry
@@ -28,15 +29,18 @@ class Post:
     def __init__(self) -> None:
         self.sent: list[tuple[str, object, Draft, list[str]]] = []
 
-    def send(self, draft: Draft, args: Sequence[str], conn: object | None) -> list[EnqueuedJob]:
+    def send(self, draft: Draft, args: Args, conn: object | None) -> list[EnqueuedJob]:
         return self.keep("sync", draft, args, conn)
 
-    async def asend(self, draft: Draft, args: Sequence[str], conn: object | None) -> list[EnqueuedJob]:
+    async def asend(self, draft: Draft, args: Args, conn: object | None) -> list[EnqueuedJob]:
         return self.keep("async", draft, args, conn)
 
-    def keep(self, colour: str, draft: Draft, args: Sequence[str], conn: object | None) -> list[EnqueuedJob]:
-        self.sent.append((colour, conn, draft, list(args)))
-        return [EnqueuedJob(number, True, draft.kind, draft.queue) for number in range(1, len(args) + 1)]
+    def keep(self, colour: str, draft: Draft, args: Args, conn: object | None) -> list[EnqueuedJob]:
+        raw = [args.text.encode()] if args.rows == 1 else msgspec.json.decode(args.text, type=list[msgspec.Raw])
+        texts = [bytes(each).decode() for each in raw]
+        assert len(texts) == args.rows
+        self.sent.append((colour, conn, draft, texts))
+        return [EnqueuedJob(number, True, draft.kind, draft.queue) for number in range(1, args.rows + 1)]
 
     @property
     def last(self) -> Draft:
@@ -173,7 +177,7 @@ def test_rows_that_are_too_much_for_one_statement_send_nothing(
     task: Task[..., dict[str, object]], post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pgqueue.tasks.task.BATCH_LIMIT", 100)
-    with pytest.raises(InvalidJob, match=r"4 rows: 108 characters of JSON together, the limit is 100; send"):
+    with pytest.raises(InvalidJob, match=r"4 rows: 111 characters of JSON together, the limit is 100; send"):
         task.enqueue_many([(1, 2)] * 4)
     assert post.sent == []
 
