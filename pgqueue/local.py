@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import threading
 import time
@@ -24,12 +25,12 @@ import msgspec
 from pgqueue.app import Parts, Pools, context, pools_of
 from pgqueue.context import BaseContext
 from pgqueue.core.job import Claimed
-from pgqueue.core.outcome import Ended, Interrupted, Outcome, Raised, Returned, Uncommitted
+from pgqueue.core.outcome import Ended, Outcome, Raised, Returned, Uncommitted
 from pgqueue.core.states import FINAL, State
 from pgqueue.db.failure import DatabaseError
 from pgqueue.engine.child import ChildJob, Flags
 from pgqueue.engine.completer import outcome_of
-from pgqueue.engine.executors import AsyncExecutor, ThreadExecutor
+from pgqueue.engine.executors import AsyncExecutor, ThreadExecutor, raised
 from pgqueue.engine.lane import Attempt, Executor, Lane, Lease, Reason
 from pgqueue.engine.place import check_importable
 from pgqueue.engine.processes import ProcessExecutor
@@ -41,10 +42,14 @@ from pgqueue.state_file import LocalState, StateFile, new_state
 from pgqueue.store import local
 from pgqueue.tasks.task import Task
 
+log = logging.getLogger("pgqueue.local")
+
 CONTEXT = "pgqueue.local:child_context"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAVE_EVERY = 1.0  # seconds
 LOOK_EVERY = 0.05
 Parted = dict[str, dict[str, msgspec.Raw]]
+_left: list[asyncio.Runner] = []  # event loops of jobs that did not end; closing one would wait for its job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +76,8 @@ class LocalJob:
 def run_local(parts: Parts, task: Task[..., object], args: str, *, path: Path, restart: bool) -> LocalJob:
     """Run one attempt of the job whose state is in the file; a new one if there is none, or if that was completed.
 
+    A job that was completed by `complete_tx`, in a run that was killed before it could say so, isn't run anew.
+
     restart  forget what was reached
     raises   ConfigError if the file is in use or of another job; Unreachable if it may have marks in a database that is
              away; PgqueueError inside a running event loop
@@ -81,16 +88,21 @@ def run_local(parts: Parts, task: Task[..., object], args: str, *, path: Path, r
     check_importable([task])
     file = StateFile(path)
     with file.locked():
-        return _Run(parts, task, file, _state_of(parts, file, task.name, args, restart=restart)).run()
+        state = file.load()
+        if state is None:
+            file.note.unlink(missing_ok=True)  # of a job that was thrown away
+        elif file.note.exists():
+            completed = _take_marks(parts, file, state)
+            if completed and not restart and _is_of(state, task.name, args):
+                return _told(state, file, None)  # by a run that was killed before it could say so
+        return _Run(parts, task, file, _begun(state, file, task.name, args, restart=restart)).run()
 
 
-def _state_of(parts: Parts, file: StateFile, kind: str, args: str, *, restart: bool) -> LocalState:
-    state = file.load()
-    if state is not None and file.note.exists():
-        _take_marks(parts, file, state)
+def _begun(state: LocalState | None, file: StateFile, kind: str, args: str, *, restart: bool) -> LocalState:
+    """The state to go on from, given what the file says."""
     if state is None or restart or state.state is State.COMPLETED:
         return new_state(kind, args)
-    if state.kind != kind or msgspec.json.decode(state.args) != msgspec.json.decode(args):
+    if not _is_of(state, kind, args):
         raise ConfigError(
             f"{file.path}: is of {state.kind} {bytes(state.args).decode():.200}, which is {state.state}: give the same"
             " arguments to go on, name another file, or start over (--restart)"
@@ -100,8 +112,22 @@ def _state_of(parts: Parts, file: StateFile, kind: str, args: str, *, restart: b
     return state
 
 
-def _take_marks(parts: Parts, file: StateFile, state: LocalState) -> None:
-    """Move what was committed in the database into the file."""
+def _is_of(state: LocalState, kind: str, args: str) -> bool:
+    return state.kind == kind and bool(msgspec.json.decode(state.args) == msgspec.json.decode(args))
+
+
+def _take_marks(parts: Parts, file: StateFile, state: LocalState) -> bool:
+    """Move what was committed in the database into the file; was the job completed by it?
+
+    raises  ConfigError if it is another database than the one that has the marks
+    """
+    noted_install = file.note.read_text()
+    if noted_install and noted_install != str(parts.pool.run(local.install(schema=parts.schema))):
+        raise ConfigError(
+            f"{file.path}: a part of what the job has done is marked in another database than the queue's is now: go"
+            " on with the DSN that it had"
+        )
+    parts.pool.run(local.wait_for_marks(state.id, schema=parts.schema))
     marks: Parted = {}
     for part, name, text in parts.pool.run(local.marks(state.id, schema=parts.schema)):
         marks.setdefault(part, {})[name] = msgspec.Raw(text.encode())
@@ -112,6 +138,7 @@ def _take_marks(parts: Parts, file: StateFile, state: LocalState) -> None:
     file.save(state)
     parts.pool.run(local.forget(state.id, schema=parts.schema))
     file.note.unlink()
+    return result is not None
 
 
 def _complete(state: LocalState, result: msgspec.Raw) -> None:
@@ -138,26 +165,42 @@ class _Run:
         self._before = state.checkpoint
         lane = Lane(task.queue, 1, lambda: None)
         self._attempt = Attempt(_claimed(state, task), task, lane, Lease(0, 1), _Nobody())
-        self._asked_twice = False
+        self._times_asked = 0
+        self._saved_at = time.monotonic()
 
     def run(self) -> LocalJob:
         self._file.save(self._state)
-        ended = asyncio.run(self._until_ended())
+        runner, has_ended = asyncio.Runner(), True
+        try:
+            ended = runner.run(self._until_ended())
+            has_ended = ended is not None
+            return _told(self._state, self._file, self._record(ended))
+        finally:  # what the job left running in there is waited for when its end is in the file
+            if has_ended:
+                runner.close()
+            else:
+                _left.append(runner)
+
+    def _record(self, ended: Ended | None) -> float | None:
+        """How the attempt ended, or (None) that it was left alone; says when it wants to be run again."""
         leftover = self._attempt.leftover
         if leftover is not None:
             self._merge(leftover.close())
-        if self._file.note.exists():
+        if ended is None:  # it may still commit: its marks are for the next one to take
+            ended = raised(InterruptedError(), self._attempt)
+        elif self._file.note.exists():
             self._file.save(self._state)  # before a database is asked
-            _take_marks(self._parts, self._file, self._state)
+            if self._parts.pool.run(local.has_all_marks(self._state.id, schema=self._parts.schema)):
+                _take_marks(self._parts, self._file, self._state)
         if self._state.state is State.COMPLETED:
-            return self._told(None)
+            return None
         if isinstance(ended, Returned) and leftover is not None and leftover.completing:
             ended = Raised(Uncommitted())
         outcome = outcome_of(self._attempt, ended)
         self._settle(outcome)
-        return self._told(outcome.delay)
+        return outcome.delay
 
-    async def _until_ended(self) -> Ended:
+    async def _until_ended(self) -> Ended | None:
         loop = asyncio.get_running_loop()
         end: asyncio.Future[Ended] = loop.create_future()
 
@@ -174,37 +217,41 @@ class _Run:
         attempt = self._attempt
         attempt.executor = executor
         attempt.lane.offer([attempt])
-        saved = time.monotonic()
-        while not end.done() and not self._asked_twice:
+        while not end.done() and self._times_asked < 2:
             await asyncio.wait([end], timeout=LOOK_EVERY)
-            now = time.monotonic()
-            if attempt.started_at and now >= attempt.deadline:
+            if attempt.started_at and time.monotonic() >= attempt.deadline:
                 attempt.interrupt(Reason.TIMEOUT)
-            if now - saved >= SAVE_EVERY:
-                saved = now
-                self._save_steps()
+            self._save_sometimes()
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)
         if isinstance(executor, ThreadExecutor):
             executor.close()
-        return end.result() if end.done() else Interrupted()
+        if not end.done():
+            return None
+        await self._parts.apool.aclose()  # those of this event loop
+        return end.result()
 
     def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
         """The first signal asks the job to end, the second leaves it alone."""
 
         def asked() -> None:
-            self._asked_twice = self._attempt.reason is Reason.SHUTDOWN
+            self._times_asked += 1
+            if self._times_asked == 1:
+                log.warning("%s is asked to end; once more leaves without it", self._task.name)
             self._attempt.interrupt(Reason.SHUTDOWN)
 
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 loop.add_signal_handler(number, asked)
 
     def _executor(self, report: Any) -> Executor:
         match self._task.executor:
             case "async":
-                self._attempt.leftover = self._memory()
+                # From there too: a coroutine may keep the event loop for itself.
+                self._attempt.leftover = self._memory(lambda patch: self._save_sometimes())
                 return AsyncExecutor(report, self._context)
             case "thread":
-                self._attempt.leftover = self._memory()
+                self._attempt.leftover = self._memory(None)
                 return ThreadExecutor(report, self._context)
             case "process":
                 parts = self._parts
@@ -214,8 +261,8 @@ class _Run:
                 }  # fmt: skip
                 return ProcessExecutor(report, context=CONTEXT, settings=settings, on_note=noted)
 
-    def _memory(self) -> Memory:
-        return _memory(self._attempt.job, self._file.note, self._parts, self._parts.schema, None)
+    def _memory(self, on_change: Callable[[str], None] | None) -> Memory:
+        return _memory(self._attempt.job, self._file.note, self._parts, self._parts.schema, on_change)
 
     def _context(self, attempt: Attempt) -> BaseContext:
         here = Here(
@@ -227,12 +274,20 @@ class _Run:
         if patch is not None:
             self._state.checkpoint = merged(self._before, msgspec.json.decode(patch, type=Parted))
 
-    def _save_steps(self) -> None:
+    def _save_sometimes(self) -> None:
+        """Save what the steps have reached, if there is anything new; once a second."""
+        if time.monotonic() < self._saved_at + SAVE_EVERY:
+            return
+        self._saved_at = time.monotonic()
         before = self._state.checkpoint
         if self._attempt.leftover is not None:
             self._merge(self._attempt.leftover.patch())
-        if self._state.checkpoint != before:
-            self._file.save(self._state)
+        try:
+            if self._state.checkpoint != before:
+                self._file.save(self._state)
+        except PgqueueError as error:  # the job can go on, and the disk may have room again
+            self._state.checkpoint = before
+            log.warning("%s", error)
 
     def _settle(self, outcome: Outcome) -> None:
         state = self._state
@@ -243,14 +298,19 @@ class _Run:
             state.attempt += outcome.attempt_cost
         self._file.save(state)
 
-    def _told(self, delay: float | None) -> LocalJob:
-        state = self._state
-        result = None if state.result is None else msgspec.json.decode(msgspec.json.encode(state.result))
-        data = {key: msgspec.json.decode(value) for key, value in state.checkpoint.get("data", {}).items()}
-        return LocalJob(
-            id=state.id, kind=state.kind, state=state.state, attempt=state.attempt, result=result, error=state.error,
-            delay=delay, data=data, path=self._file.path,
-        )  # fmt: skip
+
+def _told(state: LocalState, file: StateFile, delay: float | None) -> LocalJob:
+    result = None if state.result is None else msgspec.json.decode(msgspec.json.encode(state.result))
+    data = {key: msgspec.json.decode(value) for key, value in state.checkpoint.get("data", {}).items()}
+    return LocalJob(
+        id=state.id, kind=state.kind, state=state.state, attempt=state.attempt, result=result, error=state.error,
+        delay=delay, data=data, path=file.path,
+    )  # fmt: skip
+
+
+def has_left_any() -> bool:
+    """Does a job still run that was left alone?"""
+    return bool(_left)
 
 
 def child_context(child: ChildJob, flags: Flags) -> BaseContext:

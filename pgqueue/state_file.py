@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from pgqueue.core.states import State
-from pgqueue.errors import ConfigError
+from pgqueue.errors import ConfigError, PgqueueError
 
 FORMAT = 1
 
@@ -53,7 +53,7 @@ class StateFile:
     """One such file. `note` stands beside it while there may be marks in a database (see `features.local_marks`)."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
+        self.path = Path(os.path.realpath(path))  # it is replaced, and the link to it is not to be
         self.note = self.path.with_name(f"{self.path.name}.marks")
 
     @contextmanager
@@ -82,10 +82,11 @@ class StateFile:
         raises  ConfigError if it is not of a job
         """
         try:
-            state = msgspec.json.decode(self.path.read_bytes(), type=LocalState)
+            text = msgspec.json.format(self.path.read_bytes(), indent=-1)  # limits are for what has no spaces
+            state = msgspec.json.decode(text, type=LocalState)
         except FileNotFoundError:
             return None
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
             raise ConfigError(f"{self.path}: is not the state of a job ({error}); name another file") from error
         if state.format != FORMAT:
             raise ConfigError(f"{self.path}: was written by another release (format {state.format}); name another file")
@@ -94,12 +95,18 @@ class StateFile:
     def save(self, state: LocalState) -> None:
         """Replace it.
 
-        raises  OSError: what it said before stands
+        raises  PgqueueError: what it said before stands
         """
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        try:
+            self._replace(msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
+        except OSError as error:
+            raise PgqueueError(f"{self.path}: can't be written: {error.strerror}; it stays as it was") from error
+
+    def _replace(self, text: bytes) -> None:
+        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name:.40}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
+                file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(name, self.path)

@@ -86,6 +86,7 @@ language plpgsql set search_path = pg_catalog as $$
 #variable_conflict use_variable
 begin
   perform pgqueue.check_install(install, job);
+  perform pg_advisory_xact_lock_shared(job);  -- whoever resumes the job waits until this is committed, or never will be
   insert into pgqueue.checkpoint (job_id, by_tx, part, name, value)
   select job, true, p.part, n.name, n.value
   from jsonb_each(patch) p (part, value), jsonb_each(p.value) n (name, value)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
+from dataclasses import fields
 from pathlib import Path
 
 import click
@@ -16,8 +19,10 @@ from pgqueue.cli.output import print_json, say
 from pgqueue.cli.worker import leave_threads_behind
 from pgqueue.config import Loaded
 from pgqueue.core.states import State
+from pgqueue.db.connect import connect
 from pgqueue.errors import ConfigError
-from pgqueue.local import LocalJob
+from pgqueue.local import LocalJob, has_left_any
+from pgqueue.state_file import StateFile
 
 
 @click.command()
@@ -47,18 +52,23 @@ def run(
     q = find_queue(loaded)
     check_kind(q, kind, f"{loaded.config.app}")
     path = Path(state or f"{re.sub(r'[^A-Za-z0-9_.-]', '-', kind)}.state.json")
+    if StateFile(path).note.exists():  # its database will be asked, and the pool would try for half a minute
+        connect(q.dsn, role="command line", pooled=q.pooled).close()
     try:
         job = q.run_local(kind, values, state=path, restart=restart)
     finally:
         q.close()
     status = _tell(job, as_json=as_json)
     leave_threads_behind(status)
+    if has_left_any():  # the interpreter would complain about its coroutine
+        sys.stdout.flush()
+        os._exit(status)
     return status
 
 
 def _tell(job: LocalJob, *, as_json: bool) -> int:
     if as_json:
-        print_json(job)
+        print_json({field.name: getattr(job, field.name) for field in fields(job)} | {"path": str(job.path)})
     elif job.state is State.COMPLETED:
         click.echo(json.dumps(job.result, ensure_ascii=False))
     if job.state is State.COMPLETED:
@@ -68,7 +78,8 @@ def _tell(job: LocalJob, *, as_json: bool) -> int:
         case State.SCHEDULED:
             say(f"{job.kind} wants to go on in {job.delay:g} s: {again}")
         case State.AVAILABLE:
-            say(f"{job.kind} was interrupted: {again}")
+            how = f" ({job.error['message']})" if job.error else ""
+            say(f"{job.kind} was interrupted{how}: {again}")
         case _:
             error = job.error or {}
             say(f"{job.kind} is {job.state}: {error.get('type')}: {error.get('message')}")

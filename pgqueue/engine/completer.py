@@ -299,7 +299,7 @@ class Completer:
         while self._to_keep and size < KEEP_BYTES:
             attempt = self._to_keep.pop()
             patch = None if attempt.leftover is None else attempt.leftover.patch()
-            found = {} if patch is None else _news(attempt.kept, patch)
+            found = {} if patch is None else _news(attempt.kept or {}, patch)
             if found:
                 news[attempt.job.id] = attempt, found
                 size += sum(len(value) for part in found.values() for value in part.values())
@@ -318,6 +318,7 @@ class Completer:
             return
         for id in kept:  # not those whose row somebody has locked
             attempt, patch = news[id]
+            attempt.kept = attempt.kept or {}
             for part, values in patch.items():
                 attempt.kept.setdefault(part, {}).update(values)
 

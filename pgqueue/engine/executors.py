@@ -158,7 +158,12 @@ class AsyncExecutor:
 
 def _differ(now: contextvars.Context, before: contextvars.Context) -> bool:
     """By identity: what a user's value does when it is compared (a numpy array raises) is not to be found out here."""
-    return len(now) != len(before) or any(before.get(variable, now) is not value for variable, value in now.items())
+    if len(now) != len(before):
+        return True
+    for variable, value in now.items():  # noqa: SIM110 - any() takes three times as long, for every job
+        if before.get(variable, now) is not value:
+            return True
+    return False
 
 
 class ThreadExecutor:

@@ -83,7 +83,7 @@ class Attempt:
         self.on_interrupt: Callable[[], object] | None = None
         self.leftover: Leftover | None = None
         self.lent: Lent | None = None
-        self.kept: dict[str, dict[str, Raw]] = {}
+        self.kept: dict[str, dict[str, Raw]] | None = None
         self.kept_at = 0.0
 
     @property

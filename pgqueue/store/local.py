@@ -23,6 +23,16 @@ def mark(install: UUID, job: int, patch: str, *, schema: str) -> Statement[None]
     return Statement(_query("mark", schema), params, lambda rows: None)
 
 
+def wait_for_marks(job: int, *, schema: str) -> Statement[None]:
+    """Return when no transaction is open any more that has marked something: `marks` are all there will be."""
+    return Statement(_query("wait_for_marks", schema), {"job": job}, lambda rows: None)
+
+
+def has_all_marks(job: int, *, schema: str) -> Statement[bool]:
+    """Is no transaction open that has marked something?"""
+    return Statement(_query("has_all_marks", schema), {"job": job}, lambda rows: bool(rows[0][0]))
+
+
 def marks(job: int, *, schema: str) -> Statement[list[tuple[str, str, str]]]:
     """What was committed: part, name, and JSON text of the value."""
     return Statement(
