@@ -2,6 +2,7 @@
 # make test    every test, on PostgreSQL 18 (from the package registry) and on 15 where it is installed
 # make check   what a reviewer would say anyway: lint, format, types, imports
 # make bench   the benchmarks behind the numbers in README
+# make peers   the same work done by other job queues, which it installs into a cache of their own
 # Needs Python 3.11 or newer and a package registry; PYTHON=... chooses the interpreter, JOBS=... the parallel tests.
 
 VENV ?= .venv
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench peers clean
 .DEFAULT_GOAL := test
 
 demo: $(READY)
@@ -28,6 +29,10 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+peers: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[bench]'
+	$(BIN)/python -m benchmarks.peers $(ARGS)
 
 $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer not found: install it, or say make PYTHON=/path/to/python"; exit 1; }

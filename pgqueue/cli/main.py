@@ -27,6 +27,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "queues": ("pgqueue.cli.queues:queues", "List, pause and resume queues."),
     "workers": ("pgqueue.cli.queues:workers", "List the workers."),
     "stats": ("pgqueue.cli.queues:stats", "Count what waits and runs now, and the outcomes so far."),
+    "bench": ("pgqueue.cli.bench:bench", "Measure the queue on your own database."),
     "config": ("pgqueue.cli.settings:config", "Show the settings and where they come from."),
 }
 

@@ -13,11 +13,11 @@ import pytest
 from pgqueue.core.states import State, Verb
 from pgqueue.db.placeholders import numbered
 from pgqueue.db.schema import migrate
-from pgqueue.store import cluster, control, jobs, local
+from pgqueue.store import bench, cluster, control, jobs, local
 from pgqueue.store.statement import queries
 from tests.store.desk import KINDS, Desk, bring_to
 
-MODULES = {"jobs.sql": jobs, "cluster.sql": cluster, "control.sql": control, "local.sql": local}
+MODULES = {"bench.sql": bench, "jobs.sql": jobs, "cluster.sql": cluster, "control.sql": control, "local.sql": local}
 QUERIES = [(file, name) for file in MODULES for name in queries(file)]
 VIEWS = ("jobs", "live_jobs", "job_attempts", "job_logs", "queue_stats", "job_stats", "workers", "schedules")
 
