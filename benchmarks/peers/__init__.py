@@ -1,0 +1,1 @@
+"""pgqueue beside its peers, on one server: `python -m benchmarks.peers`. One file per peer."""
