@@ -91,7 +91,10 @@ async def _check_schema(options: WorkerOptions) -> None:
 
 def context_of(attempt: Attempt, parts: Parts, install: UUID) -> BaseContext:
     """The context of an attempt in the worker's own process, in the colour of its task."""
-    here = Here(job=attempt.job, lease=attempt.lease.id, install=install, schema=parts.schema, keeper=attempt)
+    here = Here(
+        job=attempt.job, lease=attempt.lease.id, install=install, schema=parts.schema, keeper=attempt,
+        began=attempt.started_at,
+    )  # fmt: skip
     return context(here, attempt.lane.queue, attempt, parts, is_async=attempt.task.executor == "async")
 
 
@@ -99,7 +102,7 @@ def child_context(child: ChildJob, flags: Flags) -> BaseContext:
     """The context of an attempt in a process of its own, made there."""
     here = Here(
         job=child.job, lease=child.lease, install=UUID(str(child.settings["install"])),
-        schema=str(child.settings["schema"]), keeper=flags,
+        schema=str(child.settings["schema"]), keeper=flags, began=flags.began,
         note=lambda patch: flags.note(msgspec.Raw(patch.encode())),
     )  # fmt: skip
     return context(here, child.queue, flags, pools_of(child), is_async=child.is_async)

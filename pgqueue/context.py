@@ -103,7 +103,7 @@ class BaseContext:
             raise Cancel(f"the attempt was asked to end: {reason}")
 
     def _check_time(self) -> None:
-        """Before anything that has an effect. After a time-out, or without the lease, the next attempt may be at it."""
+        """Before anything is begun. After a time-out, or without the lease, the next attempt may be at it."""
         if self._interrupt.reason in ("timeout", "lost"):
             self.raise_if_cancelled()
 

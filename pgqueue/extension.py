@@ -50,6 +50,7 @@ class Here:
     """What a feature may know of the attempt that its context belongs to.
 
     install  which database the job is in
+    began    when the attempt did, by this process' monotonic clock
     mode     "worker", "local" (without a server) or "test"
     note     tells the worker, if that is another process, what has been remembered, as JSON; else None
     """
@@ -59,5 +60,6 @@ class Here:
     install: UUID
     schema: str
     keeper: Keeper
+    began: float = 0.0
     mode: Mode = "worker"
     note: Callable[[str], None] | None = None

@@ -14,7 +14,7 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,11 @@ def run_local(parts: Parts, task: Task[..., object], args: str, *, path: Path, r
     raises   ConfigError if the file is in use or of another job; Unreachable if it may have marks in a database that is
              away; PgqueueError inside a running event loop
     """
-    with contextlib.suppress(RuntimeError):
+    try:
         asyncio.get_running_loop()
+    except RuntimeError:
+        pass
+    else:
         raise PgqueueError("run_local() blocks: call it through asyncio.to_thread(q.run_local, ...)")
     check_importable([task])
     file = StateFile(path)
@@ -212,18 +215,16 @@ class _Run:
             if not end.done():
                 end.set_result(ended)
 
-        self._listen(loop)
         executor = self._executor(report)
         attempt = self._attempt
         attempt.executor = executor
-        attempt.lane.offer([attempt])
-        while not end.done() and self._times_asked < 2:
-            await asyncio.wait([end], timeout=LOOK_EVERY)
-            if attempt.started_at and time.monotonic() >= attempt.deadline:
-                attempt.interrupt(Reason.TIMEOUT)
-            self._save_sometimes()
-        for number in SIGNALS:
-            loop.remove_signal_handler(number)
+        with self._listening(loop):
+            attempt.lane.offer([attempt])
+            while not end.done() and self._times_asked < 2:
+                await asyncio.wait([end], timeout=LOOK_EVERY)
+                if attempt.started_at and time.monotonic() >= attempt.deadline:
+                    attempt.interrupt(Reason.TIMEOUT)
+                self._save_sometimes()
         if isinstance(executor, ThreadExecutor):
             executor.close()
         if not end.done():
@@ -231,8 +232,9 @@ class _Run:
         await self._parts.apool.aclose()  # those of this event loop
         return end.result()
 
-    def _listen(self, loop: asyncio.AbstractEventLoop) -> None:
-        """The first signal asks the job to end, the second leaves it alone."""
+    @contextlib.contextmanager
+    def _listening(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+        """The first signal asks the job to end, the second leaves it alone. What the process ignores, it ignores."""
 
         def asked() -> None:
             self._times_asked += 1
@@ -240,9 +242,16 @@ class _Run:
                 log.warning("%s is asked to end; once more leaves without it", self._task.name)
             self._attempt.interrupt(Reason.SHUTDOWN)
 
-        if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
-                loop.add_signal_handler(number, asked)
+        before = {number: signal.getsignal(number) for number in SIGNALS} if _is_main_thread() else {}
+        before = {number: what for number, what in before.items() if what is not signal.SIG_IGN}
+        for number in before:
+            loop.add_signal_handler(number, asked)
+        try:
+            yield
+        finally:
+            for number, what in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL if what is None else what)  # None: not set by Python
 
     def _executor(self, report: Any) -> Executor:
         match self._task.executor:
@@ -337,6 +346,10 @@ class _Nobody:
 
     def start(self, attempt: Attempt) -> None:
         raise AssertionError
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def _claimed(state: LocalState, task: Task[..., object]) -> Claimed:

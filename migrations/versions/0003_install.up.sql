@@ -53,20 +53,20 @@ comment on function pgqueue.set_checkpoint is
   'Private. Make a step, a cursor or data of a running attempt durable with the caller''s transaction.';
 
 -- As `complete` and `settle` do, for one job. The lease isn't touched: it goes when the worker is done with all of it.
--- The attempt counts from when it was claimed: when it started isn't known here.
 create function pgqueue.complete_tx(
-  install uuid, job bigint, claim integer, lease bigint, result jsonb, patch jsonb default null
+  install uuid, job bigint, claim integer, lease bigint, result jsonb, elapsed interval, patch jsonb default null
 ) returns void language plpgsql set search_path = pg_catalog as $$
 #variable_conflict use_variable
 declare
   held constant record := pgqueue.hold_attempt(install, job, claim, lease);
   instant constant timestamptz := clock_timestamp();
+  started constant timestamptz := greatest(held.claimed_at, instant - elapsed);
   taken record;
   done record;
 begin
   select t.kept, t.rows into taken from pgqueue.take_checkpoints(array[job]) t;
   update pgqueue.job j
-  set status = 1, started_at = held.claimed_at, finalized_at = instant,
+  set status = 1, started_at = started, finalized_at = instant,
     worker_id = held.worker, result = complete_tx.result,
     metadata = pgqueue.fold(j.metadata, taken.kept, patch, taken.rows, true)
   where j.id = job
@@ -76,7 +76,7 @@ begin
     select r.job_id from pgqueue.request r where r.job_id = job for update skip locked));
   insert into pgqueue.tally (minute, queue, kind, state, jobs, seconds, longest)
   select date_trunc('minute', instant), done.queue, done.kind, 'completed', 1, t.seconds, t.seconds
-  from (select extract(epoch from instant - held.claimed_at)::float8 as seconds) t;
+  from (select extract(epoch from instant - started)::float8 as seconds) t;
 end $$;
 comment on function pgqueue.complete_tx is
   'Private. Complete the job of a running attempt with the caller''s transaction.';

@@ -58,6 +58,15 @@ class Checkpoint:
         """The step that is running."""
         return self._current
 
+    def current_step(self, verb: str) -> str:
+        """The name of the running step, for a call that belongs into one.
+
+        raises  StepError outside a step
+        """
+        if self._current is None:
+            raise StepError(f"{verb} outside a step: call it inside the function of a step")
+        return self._current
+
     @property
     def row_decides(self) -> bool:
         """A *_tx call was made in the running step: what its function returns doesn't matter."""
@@ -122,9 +131,7 @@ class Checkpoint:
 
         raises  StepError outside a step, or for a result over the limit
         """
-        if self._current is None:
-            raise StepError("set_step_tx outside a step: call it inside the function of a step")
-        name = self._current
+        name = self.current_step("set_step_tx")
         check_size(f"step {name!r}: its result", result, RESULT_LIMIT)
         self._grow(f"step {name!r}: with its result", {("done", name): _entry_size(name, result)})
         self._row_decides, self._marked = True, result

@@ -20,6 +20,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -79,6 +80,7 @@ class Flags:
         self._lock = threading.RLock()  # a signal handler may interrupt its holder
         self._over = False
         self._reason: Reason | None = None
+        self.began = time.monotonic()
         self.leftover: Leftover | None = None
         self.lent: Lent | None = None
         self.final = False  # a SIGTERM that comes now is the worker's

@@ -26,6 +26,7 @@ from pgqueue.core.states import State
 from pgqueue.db.failure import DatabaseError, is_outage, is_transient
 from pgqueue.db.session import Session
 from pgqueue.engine.backoff import Backoff
+from pgqueue.engine.keeping import Keeping
 from pgqueue.engine.lane import Attempt, Lease
 from pgqueue.store import jobs
 
@@ -35,11 +36,7 @@ BATCH = 1000  # outcomes in a statement
 BATCH_BYTES = 16 * 1024 * 1024  # of results and errors; a jsonb array of 256 MiB would be refused
 LOCKED_AGAIN = 0.1  # seconds until a row that was locked is tried again
 UNSTORABLE = "Unstorable"  # the error of an outcome that was refused
-KEEP_BYTES = 4 * 1024 * 1024  # of checkpoints, before outcomes have their turn again
 BACKLOG = 5000  # outcomes not written yet at which no more jobs are claimed
-
-
-News = dict[str, dict[str, msgspec.Raw]]  # parts of a checkpoint, each by name
 
 
 class Ending(NamedTuple):
@@ -102,7 +99,7 @@ class Completer:
         self._ended: deque[Ending] = deque()
         self._unstarted: deque[Attempt] = deque()  # to be given back
         self._released: list[int] = []  # leases that hold nothing
-        self._to_keep: list[Attempt] = []
+        self._keeping = Keeping()
         self._locked: list[Ending] = []  # whose row somebody has locked
         self._in_hand = 0
         self._wake = asyncio.Event()
@@ -146,7 +143,7 @@ class Completer:
 
     def keep(self, attempts: Iterable[Attempt]) -> None:
         """Make what these running attempts remember durable. On the event loop's thread."""
-        self._to_keep.extend(attempts)
+        self._keeping.add(attempts)
         self._rouse()
 
     async def flush(self) -> None:
@@ -159,7 +156,7 @@ class Completer:
         """Write until cancelled."""
         while True:
             self._asleep = True
-            if not (self._completed or self._ended or self._unstarted or self._released or self._to_keep):
+            if not (self._completed or self._ended or self._unstarted or self._released or self._keeping):
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(LOCKED_AGAIN if self._locked else None):
                         await self._wake.wait()
@@ -177,7 +174,7 @@ class Completer:
     async def _write(self) -> None:
         if self._unstarted or self._released:
             await self._give_back()
-        if self._to_keep:
+        if self._keeping:
             await self._keep()
         endings = self._next_endings()
         completed = [self._completed.popleft() for _ in range(min(BATCH, len(self._completed)))]
@@ -294,33 +291,13 @@ class Completer:
 
     async def _keep(self) -> None:
         """A statement's worth; if it fails, there will be more to keep the next time."""
-        news: dict[int, tuple[Attempt, News]] = {}
-        size = 0
-        while self._to_keep and size < KEEP_BYTES:
-            attempt = self._to_keep.pop()
-            patch = None if attempt.leftover is None else attempt.leftover.patch()
-            found = {} if patch is None else _news(attempt.kept or {}, patch)
-            if found:
-                news[attempt.job.id] = attempt, found
-                size += sum(len(value) for part in found.values() for value in part.values())
-        if news:
-            await self._keep_these(news)
-
-    async def _keep_these(self, news: dict[int, tuple[Attempt, News]]) -> None:
-        rows = [
-            {"id": id, "claim": attempt.job.claim, "lease": attempt.lease.id, "patch": patch}
-            for id, (attempt, patch) in news.items()
-        ]
+        part = self._keeping.take()
+        if part is None:
+            return
         try:
-            kept = await self._session.run(jobs.keep(msgspec.json.encode(rows).decode(), schema=self._schema))
+            self._keeping.kept(await self._session.run(jobs.keep(part, schema=self._schema)))
         except DatabaseError as error:
             log.info("checkpoints could not be kept, the next time they will: %s", str(error).strip())
-            return
-        for id in kept:  # not those whose row somebody has locked
-            attempt, patch = news[id]
-            attempt.kept = attempt.kept or {}
-            for part, values in patch.items():
-                attempt.kept.setdefault(part, {}).update(values)
 
     def _document(self, endings: Iterable[Ending]) -> str:
         rows = []
@@ -351,9 +328,6 @@ class Completer:
         await asyncio.sleep(self._backoff.next())
 
 
-_read_patch = msgspec.json.Decoder(News).decode
-
-
 def outcome_of(attempt: Attempt, ended: Ended) -> Outcome:
     """What the job becomes, whatever a task may have raised."""
     job, retry = attempt.job, attempt.task.retry
@@ -364,16 +338,6 @@ def outcome_of(attempt: Attempt, ended: Ended) -> Outcome:
     except BaseException as broken:  # what a task raises may bring methods of its own, and may lack a delay or a reason
         error = ValueError(f"how it ended can't be told: {type(broken).__name__}")
         return decide(Raised(error), attempt=job.attempt, crashes=job.crashes, retry=retry)
-
-
-def _news(kept: News, patch: str) -> News:
-    """What of a patch has not been kept yet: large results aren't sent again with every cursor."""
-    found = _read_patch(patch)
-    news = {
-        part: {name: value for name, value in values.items() if kept.get(part, {}).get(name) != value}
-        for part, values in found.items()
-    }
-    return {part: values for part, values in news.items() if values}
 
 
 def _job_id(attempt: Attempt) -> int:

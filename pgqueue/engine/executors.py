@@ -24,6 +24,7 @@ from pgqueue.tasks.json_text import encode_result
 log = logging.getLogger("pgqueue.worker")
 
 Report = Callable[[Attempt, Ended], None]
+GIVE_BACK_WITHIN = 5.0  # seconds
 YIELD_EVERY = 64  # jobs that a coroutine runs before it lets others on the event loop
 
 
@@ -83,15 +84,16 @@ def give_back(lent: Lent) -> None:
     """The function of an attempt has ended: close what it was lent. That this fails isn't the job's failure."""
     try:
         lent.close()
-    except Exception as error:
+    except BaseException as error:
         log.warning("what an attempt was lent could not be closed: %r", error)
 
 
 async def agive_back(lent: Lent) -> None:
-    """As `give_back`, of a coroutine."""
+    """As `give_back`, of a coroutine. A cancellation that is still under way ends this only, and not for long."""
     try:
-        await lent.aclose()
-    except Exception as error:
+        async with asyncio.timeout(GIVE_BACK_WITHIN):
+            await lent.aclose()
+    except BaseException as error:
         log.warning("what an attempt was lent could not be closed: %r", error)
 
 
@@ -169,8 +171,8 @@ def _differ(now: contextvars.Context, before: contextvars.Context) -> bool:
 class ThreadExecutor:
     """Runs plain functions in threads, each until there is nothing more for it.
 
-    A thread can't be stopped from outside: an interrupted attempt keeps its slot until its function returns or makes a
-    call on its context that has an effect (which raises then).
+    A thread can't be stopped from outside: an interrupted attempt keeps its slot until its function returns, or makes a
+    call on its context that raises then: any step or cursor; after a time-out also `connection()`, `http`, `save`.
 
     run  does that instead, for the executor of processes; `end` is called by each of its threads as it ends
     """

@@ -6,6 +6,8 @@ Never: sends anything; a mark is a Statement for whoever has the connection.
 
 from __future__ import annotations
 
+import builtins
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -32,16 +34,18 @@ class Marks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FencedMarks:
-    """The marks of an attempt that a worker runs."""
+    """The marks of an attempt that a worker runs. `began`: when, by this process' monotonic clock."""
 
     fence: jobs.Fence
     schema: str
+    began: float
 
     def mark(self, part: str, name: str, text: str) -> Statement[None]:
         return jobs.set_checkpoint(self.fence, part, name, text, schema=self.schema)
 
     def complete(self, result: str | None, patch: str | None) -> Statement[None]:
-        return jobs.complete_tx(self.fence, result, patch, schema=self.schema)
+        elapsed = time.monotonic() - self.began
+        return jobs.complete_tx(self.fence, result, elapsed, patch, schema=self.schema)
 
 
 class _Stored(msgspec.Struct):
@@ -84,7 +88,7 @@ class Memory:
     def of(cls, here: Here) -> Memory:
         """That of an attempt that a worker runs."""
         job = here.job
-        marks = FencedMarks(jobs.Fence(here.install, job.id, job.claim, here.lease), here.schema)
+        marks = FencedMarks(jobs.Fence(here.install, job.id, job.claim, here.lease), here.schema, here.began)
         metadata = job.metadata if job.has_checkpoint else None
         return cls(f"job {job.id} ({job.kind})", marks, metadata, here.note)
 
@@ -115,8 +119,10 @@ class Memory:
         result_type  what its result has to be readable as
         """
         self._refuse_afterwards(f"step {name!r}")
-        self._result_type = result_type
-        return self.checkpoint.enter(name, has_cursor=has_cursor)
+        is_new = self.checkpoint.enter(name, has_cursor=has_cursor)
+        if is_new:
+            self._result_type = result_type
+        return is_new
 
     def leave(self, name: str, result: str | None) -> None:
         """The running step has ended: with a result, or (None) not as it should."""
@@ -130,9 +136,10 @@ class Memory:
         """The running step has come so far."""
         self._refuse_afterwards("set_cursor")
         checkpoint = self.checkpoint
-        text = encode_value(f"step {checkpoint.current!r}: its cursor", value).decode()
+        name = checkpoint.current_step("set_cursor")
+        text = encode_value(f"step {name!r}: its cursor", value).decode()
         checkpoint.set_cursor(text)
-        self._tell("cursor", str(checkpoint.current), text)
+        self._tell("cursor", name, text)
 
     def save(self, values: Mapping[str, object]) -> None:
         """Add to the data."""
@@ -144,17 +151,27 @@ class Memory:
 
     def mark_done(self, result: object) -> Statement[None]:
         """The running step is done, says a row in the caller's transaction."""
-        what = f"step {self.checkpoint.current!r}: its result"
-        text = encode_value(what, result).decode()
-        remembered(text, self._result_type, what)
+        text = self.result_text(self.checkpoint.current_step("set_step_tx"), result)
         name = self.checkpoint.done_in_tx(text)
         self._announce("{}")
         return self._marks.mark("done", name, text)
 
+    def result_text(self, name: str, result: object) -> str:
+        """The running step's result as it is stored.
+
+        raises  InvalidJob for what JSON can't say, StepError for what would not be of the annotated type again
+        """
+        what = f"step {name!r}: its result"
+        text = encode_value(what, result).decode()
+        if self._result_type is not Any:
+            remembered(text, self._result_type, what)
+        return text
+
     def mark_cursor(self, value: object) -> Statement[None]:
         """The running step has come so far, says a row in the caller's transaction."""
-        text = encode_value(f"step {self.checkpoint.current!r}: its cursor", value).decode()
-        name = self.checkpoint.cursor_in_tx(text)
+        name = self.checkpoint.current_step("set_step_cursor_tx")
+        text = encode_value(f"step {name!r}: its cursor", value).decode()
+        self.checkpoint.cursor_in_tx(text)
         self._announce("{}")
         return self._marks.mark("cursor", name, text)
 
@@ -231,7 +248,11 @@ def remembered(text: str, type: Any, what: str) -> Any:
     try:
         return decode_as(text, type)
     except (TypeError, ValueError) as error:
-        raise StepError(f"{what} can't be read as {getattr(type, '__name__', type)}: {error}") from error
+        name = type.__name__ if isinstance(type, builtins.type) else type
+        raise StepError(
+            f"{what} can't be read as {name}: {error}; if other code has stored it, give the step another name,"
+            " or start the job over with retry(restart=True)"
+        ) from error
 
 
 def _load(metadata: str | None, title: str) -> Checkpoint | StepError:

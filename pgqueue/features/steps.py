@@ -22,7 +22,6 @@ from pgqueue.errors import StepError
 from pgqueue.extension import Here
 from pgqueue.features.annotations import cursor_type, key_type, result_type
 from pgqueue.features.memory import Memory, remembered
-from pgqueue.tasks.json_text import encode_value
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -94,7 +93,7 @@ class BaseSteps:
             memory.leave(name, None)
             return value if marked is None else cast(R, remembered(marked, type, f"step {name!r}: its result"))
         try:
-            text = encode_value(f"step {name!r}: its result", value).decode()
+            text = memory.result_text(name, value)
         except BaseException:
             memory.leave(name, None)
             raise

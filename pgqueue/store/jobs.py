@@ -162,14 +162,15 @@ def set_checkpoint(fence: Fence, part: str, name: str, value: str, *, schema: st
     return Statement(queries("jobs.sql", schema)["set_checkpoint"], params, lambda rows: None)
 
 
-def complete_tx(fence: Fence, result: str | None, patch: str | None, *, schema: str) -> Statement[None]:
+def complete_tx(fence: Fence, result: str | None, elapsed: float, patch: str | None, *, schema: str) -> Statement[None]:
     """Complete the job with the caller's transaction, on any connection.
 
-    result  JSON text
-    patch   what the attempt adds to the checkpoint: of a completed job its data stays
+    result   JSON text
+    elapsed  seconds since the attempt began
+    patch    what the attempt adds to the checkpoint: of a completed job its data stays
     fails as `set_checkpoint` does
     """
-    params = fence.params() | {"result": result, "patch": patch}
+    params = fence.params() | {"result": result, "elapsed": elapsed, "patch": patch}
     return Statement(queries("jobs.sql", schema)["complete_tx"], params, lambda rows: None)
 
 

@@ -144,7 +144,7 @@ select pgqueue.set_checkpoint(%(install)s::text::uuid, %(job)s::bigint, %(claim)
 -- name: complete_tx
 -- Complete the job of a running attempt with the caller's transaction.
 select pgqueue.complete_tx(%(install)s::text::uuid, %(job)s::bigint, %(claim)s::integer, %(lease)s::bigint,
-  %(result)s::text::jsonb, %(patch)s::text::jsonb)
+  %(result)s::text::jsonb, make_interval(secs => %(elapsed)s::float8), %(patch)s::text::jsonb)
 
 -- name: keep
 -- Make what running attempts have done so far durable. Never over what a transaction of the caller's wrote; one that is

@@ -57,6 +57,8 @@ def revive(cls: Any, value: object) -> object:
     """A value of a class that msgspec does not know: a pydantic model, or one that behaves like it."""
     if cls is object or isinstance(value, cls):
         return value
+    if not hasattr(cls, "model_validate"):
+        raise TypeError(f"{cls} can't be read from JSON")
     try:
         from_json = getattr(cls, "model_validate_json", None)  # strict models take a date as text from JSON only
         return from_json(encode(value)) if from_json is not None else cls.model_validate(value)
@@ -71,11 +73,6 @@ def decode_as(text: str, type: Any) -> Any:
     raises  ValueError if it says none; TypeError for a type that can't be
     """
     return _decoder_of(type)(text)
-
-
-def check_type(type: Any) -> None:
-    """Raise TypeError if no JSON text could be read as a `type`."""
-    _decoder_of(type)
 
 
 def _decoder_of(type: Any) -> Callable[[str], Any]:

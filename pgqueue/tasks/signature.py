@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from inspect import Parameter
 from types import SimpleNamespace
 from typing import Any, get_origin, get_type_hints
@@ -125,10 +126,30 @@ def _argument(parameter: Parameter, hints: Mapping[str, object], title: str) -> 
     )
 
 
+def check_type(type: Any) -> None:
+    """Raise TypeError (or NameError) for a type of which no value could be read from JSON."""
+    try:
+        _check_known(type)
+    except TypeError:  # can't be hashed; or is refused, which is said once more
+        _check_known.__wrapped__(type)
+
+
+@lru_cache(maxsize=256)
+def _check_known(type: Any) -> None:
+    for node in _nodes(_type_info(type)):
+        cls = getattr(node, "cls", None)
+        if isinstance(node, types.CustomType) and not hasattr(cls, "model_validate") and cls is not object:
+            raise TypeError(f"{cls} is unknown to JSON")
+
+
+def _type_info(annotation: object) -> types.Type:
+    msgspec.json.Decoder(annotation)  # finds more than type_info does, such as unsupported keys
+    return types.type_info(annotation)
+
+
 def _info(annotation: object, name: str, title: str) -> types.Type:
     try:
-        msgspec.json.Decoder(annotation)  # finds more than type_info does, such as unsupported keys
-        return types.type_info(annotation)
+        return _type_info(annotation)
     except (TypeError, NameError) as error:
         raise TypeError(
             f"{title}: argument {name!r} has an annotation that can't be stored as JSON: {error}"

@@ -17,7 +17,7 @@ import pytest
 import sqlalchemy
 
 from pgqueue import AsyncContext, Context, PgQueue, Retry, Snooze, State
-from pgqueue.engine import completer
+from pgqueue.engine import keeping
 from tests.engine.kit import awaited, done, run_alone, until, value, working
 
 TWICE = Retry(max_attempts=2, cap=0)
@@ -118,7 +118,7 @@ def test_checkpoint_every_makes_steps_durable_while_the_job_runs(q: PgQueue, adm
 def test_what_was_kept_in_parts_is_all_kept(
     q: PgQueue, admin: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(completer, "KEEP_BYTES", 10)  # a statement for each
+    monkeypatch.setattr(keeping, "KEEP_BYTES", 10)  # a statement for each
     go = threading.Event()
 
     @q.task(checkpoint_every=0.01)

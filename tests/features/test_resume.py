@@ -16,6 +16,11 @@ from tests.features.kit import Job
 
 MIDNIGHT = datetime(2026, 1, 1, tzinfo=UTC)
 
+
+class Uuid(UUID):
+    """As a driver's own."""
+
+
 # Each ascends as Python compares, and not as the texts of their JSON do.
 ASCENDING: dict[str, Sequence[object]] = {
     "int": [9, 10, 11, 100],
@@ -27,6 +32,9 @@ ASCENDING: dict[str, Sequence[object]] = {
     "str": ["B", "a", "z\U0001f600", "é"],
     "UUID": [UUID(int=9), UUID(int=10), UUID(int=2**127)],
     "tuple": [(1, Decimal("9")), (1, Decimal("10")), (2, Decimal("1"))],
+    "int and float": [0, 0.5, 1, 1.5],
+    "tuple with None": [(1, None), (2, "x"), (3, None)],
+    "subclass": [Uuid(int=1), Uuid(int=2), Uuid(int=3)],
     "tuple of tuples": [((1, MIDNIGHT), "b"), ((1, MIDNIGHT + timedelta(microseconds=1)), "a")],
 }
 

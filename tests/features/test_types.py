@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from decimal import Decimal
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, Union
 
 import msgspec
 import pydantic
@@ -221,3 +224,125 @@ def test_no_name_of_an_argument_or_a_key_is_taken() -> None:
     stored = job.end()
     assert stored["done"] == {"s": {"name": "x", "fn": 1, "self": 2}}
     assert stored["data"]["self"] == 1
+
+
+def load_from(first: int, cursor: Place | None) -> None:
+    if cursor is None:
+        current.set_cursor(PLACE)
+        raise ZeroDivisionError
+    assert (first, cursor) == (7, PLACE)
+
+
+current: Context
+
+
+def wrapped(fn: Callable[..., object]) -> Callable[..., object]:
+    @functools.wraps(fn)
+    def call(*args: object) -> object:
+        return fn(*args)
+
+    return call
+
+
+class Loader:
+    """A step may be a method, or an object that can be called."""
+
+    def method(self, cursor: Place | None) -> Place:
+        load_from(7, cursor)
+        return PLACE
+
+    def __call__(self, cursor: Place | None) -> Place:
+        return self.method(cursor)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        functools.partial(load_from, 7),
+        wrapped(lambda cursor: None),
+        Loader().method,
+        Loader(),
+        functools.partial(wrapped(load_from), 7),
+        functools.partial(Loader.method, Loader()),
+    ],
+    ids=["partial", "wraps", "method", "callable", "partial of wraps", "partial of method"],
+)
+def test_annotations_are_found_behind_what_a_function_is_wrapped_in(fn: Callable[[object], object]) -> None:
+    global current
+    job = Job()
+    for _ in range(2):
+        current = job.context()
+        with contextlib.suppress(ZeroDivisionError):
+            current.step_cursor("s", fn)
+        job.end()
+
+
+def test_a_class_is_a_step_that_makes_one_of_its_objects() -> None:
+    job = Job()
+    for _ in range(2):
+        assert job.context().step("s", Place, PLACE.at, [1, 2]) == PLACE
+        job.end()
+
+
+def wrong_bool() -> int:
+    return True
+
+
+def wrong_time() -> date:
+    return PLACE.at
+
+
+@pytest.mark.parametrize("fn", [wrong_bool, wrong_time])
+def test_a_result_that_is_not_what_was_promised_fails_at_once(fn: Callable[[], object]) -> None:
+    job = Job()
+    with pytest.raises(StepError, match="step 's': its result can't be read as"):
+        job.context().step("s", fn)
+    assert job.end() == {}
+
+
+def numbers() -> Iterator[int]:
+    return [1, 2]  # type: ignore[return-value]
+
+
+def unreadable() -> Path:
+    raise AssertionError("it is not to be run")
+
+
+def test_what_can_be_gone_through_is_a_list_and_a_class_unknown_to_json_is_refused() -> None:
+    job = Job()
+    for _ in range(2):
+        assert list(job.context().step("s", numbers)) == [1, 2]
+        job.end()
+    with pytest.raises(StepError, match="its result can't be read back as"):
+        job.context().step("other", unreadable)
+
+
+JSON = Union[None, int, str, "list[JSON]", "dict[str, JSON]"]
+
+
+def any_json() -> JSON:
+    return [{"a": 1}]
+
+
+def missing() -> Missing:  # type: ignore[name-defined]  # noqa: F821
+    return {"a": 1}
+
+
+@pytest.mark.parametrize("fn", [any_json, missing])
+def test_a_type_that_is_not_known_here_is_plain_json(fn: Callable[[], object]) -> None:
+    job = Job()
+    for _ in range(2):
+        assert job.context().step("s", fn) == fn()
+        job.end()
+
+
+def test_a_refused_step_inside_another_does_not_change_what_that_has_promised() -> None:
+    job = Job()
+    ctx = job.context()
+
+    def outer() -> int:
+        with pytest.raises(StepError):
+            ctx.step("inner", pair)
+        return 5
+
+    assert ctx.step("outer", outer) == 5

@@ -218,7 +218,7 @@ class Desk:
 
     def complete_tx(self, held: Held, result: object = None, *, job: int = 0, patch: object = None) -> None:
         result, patch = (None if each is None else json.dumps(each) for each in (result, patch))
-        self.run(jobs.complete_tx(self.fence(held, job), result, patch, schema=self.schema))
+        self.run(jobs.complete_tx(self.fence(held, job), result, 1.0, patch, schema=self.schema))
 
     def keep(self, held: Held, patch: object) -> list[int]:
         """The same patch for all held jobs; the ids that were kept."""
