@@ -82,11 +82,11 @@ def test_a_job_that_is_asked_to_end_in_a_cursor_step_goes_on_there(plays: Plays,
 def test_a_job_that_takes_too_long_in_a_cursor_step_goes_on_there(plays: Plays) -> None:
     with working(plays.q):
         plays.q.wait(plays.enqueue([]))  # the first run: now there is a process, whose start is not to be counted
-        id = plays.enqueue([], ends(wait()), GOES_ON, max_attempts=1, timeout=1, metadata={"mine": 1})
+        id = plays.enqueue([], ends(wait()), GOES_ON, max_attempts=1, timeout=3, metadata={"mine": 1})
         plays.q.wait(id)
     seen = plays.see(id)
 
-    assert seen.errors == [("Timeout", "took longer than its time-out of 1 s")]
+    assert seen.errors == [("Timeout", "took longer than its time-out of 3 s")]
     assert seen.checkpoint == LEFT
     assert_goes_on(plays, id)
 
