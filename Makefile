@@ -6,7 +6,7 @@
 # Needs Python 3.11 or newer and a package registry; PYTHON=... chooses the interpreter, JOBS=... the parallel tests.
 
 VENV ?= .venv
-JOBS ?= 2
+JOBS ?= 3
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := $(VENV)/bin
