@@ -131,9 +131,10 @@ def arguments(
     pooled: bool,
     prepare: bool,
     statement_timeout: timedelta,
+    settings: Mapping[str, str] = _NONE,
 ) -> tuple[str, int | None]:
     """The conninfo and the prepare_threshold of a connection of our own; otherwise as `connect`."""
-    text = conninfo(resolve_dsn(dsn), role=role, pooled=pooled, statement_timeout=statement_timeout)
+    text = conninfo(resolve_dsn(dsn), role=role, pooled=pooled, statement_timeout=statement_timeout, settings=settings)
     return text, _PREPARE_AFTER if prepare and not pooled else None
 
 
@@ -163,9 +164,15 @@ async def aconnect(
     pooled: bool = False,
     prepare: bool = True,
     statement_timeout: timedelta = timedelta(0),
+    settings: Mapping[str, str] = _NONE,
 ) -> psycopg.AsyncConnection[TupleRow]:
-    """Open an async connection of our own; otherwise as `connect`."""
-    text, threshold = arguments(dsn, role=role, pooled=pooled, prepare=prepare, statement_timeout=statement_timeout)
+    """Open an async connection of our own; otherwise as `connect`.
+
+    settings  more for the session; none behind a pooler
+    """
+    text, threshold = arguments(
+        dsn, role=role, pooled=pooled, prepare=prepare, statement_timeout=statement_timeout, settings=settings
+    )
     made_as: type[psycopg.AsyncConnection[TupleRow]] = psycopg.AsyncConnection if pooled else _Unpooled
     with naming_poolers():
         return await made_as.connect(text, autocommit=True, prepare_threshold=threshold)
