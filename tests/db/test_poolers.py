@@ -187,6 +187,7 @@ def test_a_task_without_a_queue_object_borrows_connections_that_suit_the_pooler(
 
 class _Undisturbed:
     reason = None
+    began = 0.0
 
 
 @contextlib.asynccontextmanager
