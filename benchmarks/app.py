@@ -29,6 +29,16 @@ def noop_in_thread(user_id: int, action: str, n: int) -> None:
     """Nothing, as a plain function."""
 
 
+@q.task(executor="process")
+def noop_in_process(user_id: int, action: str, n: int) -> None:
+    """Nothing, in a process beside the worker."""
+
+
+@q.task
+async def letter(text: str) -> None:
+    """Nothing, with arguments of a chosen size."""
+
+
 @q.task
 async def stamp(number: int) -> None:
     """Say when it was entered."""

@@ -6,14 +6,14 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import psycopg
 
 from benchmarks.app import noop, noop_in_thread
-from benchmarks.harness import Bench, fill, wait_until_completed
+from benchmarks.harness import Bench, completed, fill, wait_until_completed
 from benchmarks.processes import python, worker
 from benchmarks.report import Figure, Report, interleave
 from pgqueue import PgQueue
@@ -22,6 +22,7 @@ from pgqueue.tasks.task import Task
 RATE_BAR = 30_000
 FLOOR_BAR = 0.4
 WITHIN = 180.0
+PLAIN = "default=20"
 SETTLE = 0.5  # seconds from a worker's readiness to the start
 
 ASYNC, PINNED, THREADS, TWO = "async", "async, xmin pinned", "threads", "async, 2 processes"
@@ -47,23 +48,29 @@ def measure(bench: Bench) -> Report:
     )
     measurements: dict[str, Callable[[], Drain]] = {
         FLOOR: partial(_floor, bench, count),
-        ASYNC: partial(_drain, bench, count, noop),
-        PINNED: partial(_drain, bench, count, noop, pinned=True),
+        ASYNC: partial(filled_and_drained, bench, count),
+        PINNED: partial(filled_and_drained, bench, count, pinned=True),
         FLOOR_PINNED: partial(_floor, bench, count, pinned=True),
-        THREADS: partial(_drain, bench, count, noop_in_thread),
-        TWO: partial(_drain, bench, count, noop, processes=2),
+        THREADS: partial(filled_and_drained, bench, count, noop_in_thread),
+        TWO: partial(filled_and_drained, bench, count, workers=(PLAIN, PLAIN)),
     }
     _judge(report, interleave(bench.rounds, measurements))
     return report
 
 
-def _judge(report: Report, drains: dict[str, list[Drain]]) -> None:
+def state(report: Report, drains: Mapping[str, list[Drain]]) -> dict[str, Figure]:
+    """Put all figures of some drains into a report; returns the rates."""
     rates = {name: Figure([drain.rate for drain in samples], "jobs/s") for name, samples in drains.items()}
     report.figures |= rates
     for name, samples in drains.items():
         report.figures[f"{name}: processor, worker"] = Figure([drain.client_us for drain in samples], "µs/job", 1)
         if all(drain.server_us for drain in samples):
             report.figures[f"{name}: processor, server"] = Figure([drain.server_us for drain in samples], "µs/job", 1)
+    return rates
+
+
+def _judge(report: Report, drains: dict[str, list[Drain]]) -> None:
+    rates = state(report, drains)
     report.at_least("One worker process completes {}", rates[ASYNC], RATE_BAR)
     report.at_least("That is {} of the floor", rates[ASYNC].over(rates[FLOOR]), FLOOR_BAR)
     report.at_least("While a transaction pins the xmin horizon it completes {}", rates[PINNED], RATE_BAR)
@@ -73,25 +80,46 @@ def _judge(report: Report, drains: dict[str, list[Drain]]) -> None:
     report.tell("That is {} of one", rates[TWO].over(rates[ASYNC]))
 
 
-def _drain(
-    bench: Bench, count: int, task: Task[[int, str, int], object], *, processes: int = 1, pinned: bool = False
-) -> Drain:
-    with bench.database() as dsn, contextlib.ExitStack() as stack:
-        fill(dsn, count, task)
+def drained(bench: Bench, dsn: str, count: int, *, workers: Sequence[str] = (PLAIN,), pinned: bool = False) -> Drain:
+    """Start workers of these queues, which are paused; from their resumption until `count` more jobs are completed.
+
+    workers  the queues of each, as `pgqueue worker -q` takes them
+    """
+    with contextlib.ExitStack() as stack:
         q = PgQueue(dsn)
         stack.callback(q.close)
-        q.pause("default")
-        workers = [stack.enter_context(worker(dsn)) for _ in range(processes)]
+        queues = sorted({part.partition("=")[0] for each in workers for part in each.split(",")})
+        for queue in queues:
+            q.pause(queue)
+        running = [stack.enter_context(worker(dsn, queues=each)) for each in workers]
         if pinned:
             stack.enter_context(pinning(dsn))
         time.sleep(SETTLE)
-        client, server = sum(each.seconds() for each in workers), bench.server_seconds()
+        with psycopg.connect(dsn, autocommit=True) as conn:
+            before = completed(conn)
+        client, server = sum(each.seconds() for each in running), bench.server_seconds()
         started = time.monotonic()
-        q.resume("default")
-        seconds = wait_until_completed(dsn, count, within=WITHIN) - started
-        spent = sum(each.seconds() for each in workers) - client
-        _check(dsn, count)
+        for queue in queues:
+            q.resume(queue)
+        seconds = wait_until_completed(dsn, before + count, within=WITHIN) - started
+        spent = sum(each.seconds() for each in running) - client
         return Drain(count / seconds, spent / count * 1e6, _spent(bench, server) / count * 1e6)
+
+
+def filled_and_drained(
+    bench: Bench,
+    count: int,
+    task: Task[[int, str, int], object] = noop,
+    *,
+    workers: Sequence[str] = (PLAIN,),
+    pinned: bool = False,
+) -> Drain:
+    """The same in a fresh database with so many jobs, all of them."""
+    with bench.database() as dsn:
+        fill(dsn, count, task)
+        drain = drained(bench, dsn, count, workers=workers, pinned=pinned)
+        _check(dsn, count)
+        return drain
 
 
 def _floor(bench: Bench, count: int, *, pinned: bool = False) -> Drain:

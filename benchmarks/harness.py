@@ -14,7 +14,7 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psycopg
@@ -39,6 +39,7 @@ DURABLE = {
     "max_connections": "200",
 }
 FILL_BATCH = 10_000
+USED = 20_000
 COMPLETED = "select coalesce(sum(jobs), 0)::bigint from pgqueue.tally where state = 'completed'"
 POLL = 0.005
 
@@ -48,14 +49,20 @@ class Bench:
 
     quick   a fraction of the jobs, and once instead of three times: to see that all works, not to quote
     server  process id of the server if it runs here, else None
+    minutes how long a claim that can go on for ever does; None: as long as it thinks best
     """
 
-    def __init__(self, dsn: str, *, quick: bool = False, server: int | None = None) -> None:
+    def __init__(
+        self, dsn: str, *, quick: bool = False, server: int | None = None, minutes: float | None = None
+    ) -> None:
         self.dsn = dsn
         self.quick = quick
         self.server = server
+        self.minutes = minutes
         self._numbers = itertools.count(1)
         self._template = f"pgqueue_bench_{os.getpid()}"
+        self._shared: dict[str, str] = {}
+        self._open = contextlib.ExitStack()
 
     @property
     def rounds(self) -> int:
@@ -65,18 +72,32 @@ class Bench:
         """How many, in this run."""
         return quick if self.quick else full
 
+    def announce(self, claim: str, minutes: float) -> None:
+        """Say before a long measurement how long it takes."""
+        if not self.quick:
+            print(f"\n{claim}: takes about {minutes:g} minutes", flush=True)
+
     @contextlib.contextmanager
     def prepared(self) -> Iterator[Bench]:
         """Make the database that all others are copies of."""
         with self._made(self._template, copy_of="template0") as dsn:
             PgQueue(dsn).migrate()
-            yield self
+            with self._open:
+                yield self
 
     @contextlib.contextmanager
     def database(self) -> Iterator[str]:
         """A fresh, migrated database; its DSN. Gone at the end of the block."""
         with self._made(f"{self._template}_{next(self._numbers)}", copy_of=self._template) as dsn:
             yield dsn
+
+    def shared(self, name: str, make: Callable[[str], None]) -> str:
+        """A database that takes long to make and serves several claims: made when it is first asked for."""
+        if name not in self._shared:
+            dsn = self._open.enter_context(self.database())
+            make(dsn)
+            self._shared[name] = dsn
+        return self._shared[name]
 
     @contextlib.contextmanager
     def _made(self, name: str, *, copy_of: str) -> Iterator[str]:
@@ -123,10 +144,10 @@ class Bench:
 
 
 @contextlib.contextmanager
-def open_bench(dsn: str | None, *, quick: bool) -> Iterator[Bench]:
+def open_bench(dsn: str | None, *, quick: bool, minutes: float | None = None) -> Iterator[Bench]:
     """The given server, or one of our own in a temporary directory for the length of the block."""
     if dsn is not None:
-        with Bench(dsn, quick=quick).prepared() as bench:
+        with Bench(dsn, quick=quick, minutes=minutes).prepared() as bench:
             yield bench
         return
     home = Path(tempfile.mkdtemp(prefix="pgqueue-bench-"))
@@ -134,7 +155,7 @@ def open_bench(dsn: str | None, *, quick: bool) -> Iterator[Bench]:
     try:
         with (
             EmbeddedServer(home / "server", options=DURABLE) as server,
-            Bench(server.dsn(), quick=quick, server=server.pid).prepared() as bench,
+            Bench(server.dsn(), quick=quick, server=server.pid, minutes=minutes).prepared() as bench,
         ):
             yield bench
     finally:
@@ -149,6 +170,13 @@ def fill(dsn: str, count: int, task: Task[[int, str, int], object] = noop) -> No
             rows = [(number, "send_email", 1) for number in range(first, min(first + FILL_BATCH, count))]
             task.using(conn).enqueue_many(rows)
         conn.execute("analyze")
+
+
+def use(dsn: str) -> int:
+    """Bring a database to the state of one that has been in use: jobs in it, analyzed. A worker that is started now
+    plans with that in view (see fresh.py), and has these to do first; how many they are."""
+    fill(dsn, USED)
+    return USED
 
 
 def wait_until_completed(dsn: str, count: int, *, within: float) -> float:

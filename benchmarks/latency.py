@@ -27,7 +27,7 @@ def measure(bench: Bench) -> Report:
     counts = {SLOW: bench.sized(300, 60), FAST: bench.sized(2000, 500)}
     runs = interleave(bench.rounds, {pace: partial(_latencies, bench, pace, counts[pace]) for pace in (SLOW, FAST)})
     for pace, rounds in runs.items():
-        for name, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
+        for name, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("max", 1.0)):
             samples = [percentile(latencies, share) for latencies, _ in rounds]
             report.figures[f"{pace}/s, {name}"] = Figure(samples, "ms", 2)
         report.figures[f"{pace}/s, really enqueued"] = Figure([rate for _, rate in rounds], "/s", 1)

@@ -18,7 +18,8 @@ WITHIN = 600.0
 
 
 def measure(bench: Bench) -> Report:
-    count = bench.sized(1_000_000, 200_000)
+    count = bench.sized(2_000_000, 200_000)
+    bench.announce("memory", 1.5)
     report = Report(
         "memory", f"Resident memory of one worker process while it completes {count:,} no-op jobs, {SAMPLES} samples."
     )

@@ -61,16 +61,23 @@ class Stamps:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self) -> list[tuple[int, float]]:
-        """(number, monotonic seconds) in the order of writing."""
-        return [(number, instant / 1e9) for number, instant in RECORD.iter_unpack(self.path.read_bytes())]
+    def size(self) -> int:
+        """How many there are."""
+        return self.path.stat().st_size // RECORD.size
+
+    def read(self, first: int = 0, last: int | None = None) -> list[tuple[int, float]]:
+        """(number, monotonic seconds) in the order of writing: of all, or of those between two places."""
+        with self.path.open("rb") as file:
+            file.seek(first * RECORD.size)
+            written = file.read(((self.size() if last is None else last) - first) * RECORD.size)
+        return [(number, instant / 1e9) for number, instant in RECORD.iter_unpack(written)]
 
     def wait(self, count: int, *, within: float) -> list[tuple[int, float]]:
         """Wait for `count` of them. Raises TimeoutError."""
         deadline = time.monotonic() + within
-        while self.path.stat().st_size < count * RECORD.size:
+        while self.size() < count:
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{len(self.read())} of {count} jobs were entered after {within:.0f} s")
+                raise TimeoutError(f"{self.size()} of {count} jobs were entered after {within:.0f} s")
             time.sleep(0.01)
         return self.read()
 
@@ -106,6 +113,25 @@ def python(module: str, *arguments: str) -> subprocess.Popen[str]:
     """Start a module of this package as a program that reads and writes lines."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
     return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def told(process: subprocess.Popen[str], line: str | None = None) -> str:
+    """The next line that a program of `python` says.
+
+    raises  RuntimeError if it is another one, or the program has ended
+    """
+    assert process.stdout is not None
+    said = process.stdout.readline().strip()
+    if not said or (line is not None and said != line):
+        raise RuntimeError(f"{process.args!r} said {said!r} and ended")
+    return said
+
+
+def say(process: subprocess.Popen[str]) -> None:
+    """Send it the line that it waits for."""
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
 
 
 def _spawn(command: list[str], environment: Mapping[str, str]) -> subprocess.Popen[bytes]:

@@ -3,61 +3,56 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 from functools import partial
 
 import psycopg
 
-from benchmarks.harness import Bench
-from benchmarks.processes import python, worker
+from benchmarks.harness import Bench, use, wait_until_completed
+from benchmarks.processes import python, say, told, worker
 from benchmarks.report import Figure, Report, interleave
 
-PROCESSES, THREADS = 8, 4
-BODIES = {"no NOTIFY": "''", "NOTIFY every time": "pg_notify('pgqueue.ready', queue_name)::text"}
+BAR = 0.75
+MANY = 32
+SHAPES = {1: (1, 1), 8: (4, 2), MANY: (8, 4)}  # producers -> processes, threads in each
+SHIPPED, SILENT, LOUD = "as shipped", "no NOTIFY", "NOTIFY every time"
+BODIES = {SILENT: "''", LOUD: "pg_notify('pgqueue.ready', queue_name)::text"}
 REPLACE = "create or replace function pgqueue.wake(queue_name text) returns text language sql return {}"
-SHIPPED = "as shipped"
 
 
 def measure(bench: Bench) -> Report:
+    bench.announce("wake", 3)
     report = Report(
         "wake",
-        f"{PROCESSES * THREADS} producers ({PROCESSES} processes) that enqueue single jobs and commit, while a worker"
-        " that was idle takes them; beside the same with a pgqueue.wake() that does nothing, and with one that always"
-        " notifies.",
+        "1, 8 and 32 producers (in 1, 4 and 8 processes) that enqueue single jobs and commit, while a worker that was"
+        " idle takes them, in a database that has been in use; beside the same with a pgqueue.wake() that does nothing,"
+        " so that the worker looks every two seconds only, and with one that always notifies.",
     )
-    runs = interleave(bench.rounds, {name: partial(_rate, bench, name) for name in (SHIPPED, *BODIES)})
-    rates = {name: Figure(samples, "jobs/s") for name, samples in runs.items()}
-    report.figures |= rates
-    report.tell(
-        "Enqueuing by 32 at once runs at {} of the rate without NOTIFY", rates[SHIPPED].over(rates["no NOTIFY"])
-    )
-    report.tell(
-        "With a NOTIFY in every transaction it would be {}", rates["NOTIFY every time"].over(rates["no NOTIFY"])
-    )
+    ways = [(count, way) for count in SHAPES for way in (SHIPPED, SILENT)] + [(MANY, LOUD)]
+    runs = interleave(bench.rounds, {(count, way): partial(_rate, bench, count, way) for count, way in ways})
+    rates = {key: Figure(samples, "jobs/s") for key, samples in runs.items()}
+    report.figures |= {f"{count} producers, {way}": figure for (count, way), figure in rates.items()}
+    for count in SHAPES:
+        ratio = rates[count, SHIPPED].over(rates[count, SILENT])
+        report.at_least(f"Enqueuing by {count} at once runs at {{}} of the rate without NOTIFY", ratio, BAR)
+    loud = rates[MANY, LOUD].over(rates[MANY, SILENT])
+    report.tell(f"With a NOTIFY in every transaction of {MANY} it would be {{}}", loud)
     return report
 
 
-def _rate(bench: Bench, variant: str) -> float:
+def _rate(bench: Bench, count: int, way: str) -> float:
     """Jobs a second that were committed."""
     seconds = bench.sized(5, 2)
+    processes, threads = SHAPES[count]
     with bench.database() as dsn, contextlib.ExitStack() as stack:
-        if variant in BODIES:
+        if way in BODIES:
             with psycopg.connect(dsn, autocommit=True) as conn:
-                conn.execute(REPLACE.format(BODIES[variant]).encode())
+                conn.execute(REPLACE.format(BODIES[way]).encode())
+        before = use(dsn)
         stack.enter_context(worker(dsn))
-        producers = [stack.enter_context(python("producer", dsn, str(THREADS), str(seconds))) for _ in range(PROCESSES)]
+        wait_until_completed(dsn, before, within=60)
+        producers = [stack.enter_context(python("producer", dsn, str(threads), str(seconds))) for _ in range(processes)]
         for producer in producers:
-            _expect(producer, "ready")
+            told(producer, "ready")
         for producer in producers:
-            assert producer.stdin is not None
-            producer.stdin.write("\n")
-            producer.stdin.flush()
-        return sum(int(_expect(producer)) for producer in producers) / seconds
-
-
-def _expect(process: subprocess.Popen[str], line: str | None = None) -> str:
-    assert process.stdout is not None
-    said = process.stdout.readline().strip()
-    if not said or (line is not None and said != line):
-        raise RuntimeError(f"a producer said {said!r} and ended")
-    return said
+            say(producer)
+        return sum(int(told(producer)) for producer in producers) / seconds

@@ -1,0 +1,35 @@
+"""Claim: a million waiting jobs do not slow down those whose turn it is."""
+
+from __future__ import annotations
+
+import psycopg
+
+from benchmarks.drain import Drain, drained, filled_and_drained, state
+from benchmarks.harness import Bench, fill
+from benchmarks.report import Report
+
+BAR = 0.95
+PLAIN_RUN, BEHIND = "nothing else waits", "a million wait behind them"
+
+
+def measure(bench: Bench) -> Report:
+    waiting, count = bench.sized(1_000_000, 100_000), bench.sized(200_000, 20_000)
+    report = Report(
+        "backlog",
+        f"Drains, as in `drain`, of {count:,} no-op jobs: of as many as there are, and of the next of a queue in which"
+        f" {waiting:,} or more wait when they are done.",
+    )
+    bench.announce("backlog", 2)
+    drains: dict[str, list[Drain]] = {PLAIN_RUN: [], BEHIND: []}
+    with bench.database() as dsn:
+        fill(dsn, waiting + bench.rounds * count)
+        for _ in range(bench.rounds):
+            drains[PLAIN_RUN].append(filled_and_drained(bench, count))
+            drains[BEHIND].append(drained(bench, dsn, count))
+            with psycopg.connect(dsn, autocommit=True) as conn:
+                conn.execute("vacuum analyze")  # as the other was, which is new
+    rates = state(report, drains)
+    report.at_least(
+        "With a million waiting behind them jobs are completed at {}", rates[BEHIND].over(rates[PLAIN_RUN]), BAR
+    )
+    return report

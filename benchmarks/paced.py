@@ -1,0 +1,58 @@
+"""Producers that keep a pace: `python -m benchmarks.paced DSN THREADS SECONDS RATE`.
+
+Each thread enqueues single `stamp` jobs on a connection of its own, one transaction each, at its share of RATE jobs a
+second (0: as fast as it can). A job's number is the moment at which its producer began to enqueue it. The program says
+"ready", waits for a line, and prints how many jobs were committed.
+
+Never: makes up for a pause by a burst of more than a second's jobs.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+import psycopg
+
+from benchmarks.app import stamp
+
+BURST = 1.0  # seconds
+
+
+def produce(dsn: str, ready: threading.Barrier, seconds: float, pace: float, counts: list[int]) -> None:
+    """Enqueue one by one for that long once all are ready."""
+    count = 0
+    with psycopg.connect(dsn) as conn:
+        ready.wait()
+        ready.wait()
+        due = time.monotonic()
+        deadline = due + seconds
+        while (now := time.monotonic()) < deadline:
+            if pace:
+                due = max(due + 1 / pace, now - BURST)
+                time.sleep(max(0.0, due - now))
+            stamp.using(conn).enqueue(time.monotonic_ns())
+            conn.commit()
+            count += 1
+    counts.append(count)
+
+
+def main(dsn: str, threads: int, seconds: float, rate: float) -> None:
+    counts: list[int] = []
+    ready = threading.Barrier(threads + 1)
+    arguments = (dsn, ready, seconds, rate / threads, counts)
+    producers = [threading.Thread(target=produce, args=arguments) for _ in range(threads)]
+    for producer in producers:
+        producer.start()
+    ready.wait()
+    print("ready", flush=True)
+    sys.stdin.readline()
+    ready.wait()
+    for producer in producers:
+        producer.join()
+    print(sum(counts), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))
