@@ -62,3 +62,13 @@ begin
 end $$;
 comment on function pgqueue.complete_tx is
   'Private. Complete the job of a running attempt with the caller''s transaction.';
+
+create or replace view pgqueue.job_attempts as
+select a.job_id, a.attempt, a.state, k.name as worker, a.started_at, a.finished_at,
+  a.finished_at - a.started_at as duration, a.error ->> 'type' as error_type, a.error ->> 'message' as error,
+  a.error ->> 'traceback' as traceback, j.kind, j.queue, j.tenant
+from pgqueue.attempt a join pgqueue.job j on j.id = a.job_id left join pgqueue.worker k on k.id = a.worker_id
+union all
+select j.id, j.attempt + 1, 'completed', k.name, j.started_at, j.finalized_at, j.finalized_at - j.started_at,
+  null, null, null, j.kind, j.queue, j.tenant
+from pgqueue.job j left join pgqueue.worker k on k.id = j.worker_id where j.status = 1;

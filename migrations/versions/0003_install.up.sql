@@ -95,3 +95,19 @@ begin
 end $$;
 comment on function pgqueue.set_local_checkpoint is
   'Private. As set_checkpoint, for a job that runs without a worker; it has a negative number and no row.';
+
+-- Without joins, so that the planner can take the two halves apart and walk an index: what failed last is found in 1 ms
+-- instead of 20 per million jobs.
+create or replace view pgqueue.job_attempts as
+select a.job_id, a.attempt::integer as attempt, a.state,
+  (select k.name from pgqueue.worker k where k.id = a.worker_id) as worker,
+  a.started_at, a.finished_at, a.finished_at - a.started_at as duration, a.error ->> 'type' as error_type,
+  a.error ->> 'message' as error, a.error ->> 'traceback' as traceback,
+  (select j.kind from pgqueue.job j where j.id = a.job_id) as kind,
+  (select j.queue from pgqueue.job j where j.id = a.job_id) as queue,
+  (select j.tenant from pgqueue.job j where j.id = a.job_id) as tenant
+from pgqueue.attempt a
+union all
+select j.id, j.attempt + 1, 'completed', (select k.name from pgqueue.worker k where k.id = j.worker_id), j.started_at,
+  j.finalized_at, j.finalized_at - j.started_at, null, null, null, j.kind, j.queue, j.tenant
+from pgqueue.job j where j.status = 1;
