@@ -13,6 +13,7 @@ from pathlib import Path
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from pytest_postgresql.executors.noop import NoopExecutor
 
 from pgqueue import PgQueue
 from pgqueue.bench.figures import figure, percentile
@@ -52,6 +53,12 @@ def changes(before: Tables, after: Tables) -> dict[str, tuple[int, int]]:
     """Of each table that is not as it was, how many rows are gone and how many are new."""
     counted = {name: (Counter(before[name]), Counter(after[name])) for name in before}
     return {name: ((old - new).total(), (new - old).total()) for name, (old, new) in counted.items() if old != new}
+
+
+@pytest.fixture(scope="session")
+def template(newest_template: NoopExecutor) -> NoopExecutor:
+    """Overrides the one that runs every test on each server: its statements are prepared on each elsewhere."""
+    return newest_template
 
 
 @pytest.fixture

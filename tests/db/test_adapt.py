@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from pytest_postgresql.executors.noop import NoopExecutor
 
 from pgqueue.db.adapt import run, sqlstate
 from pgqueue.errors import InvalidConnection, InvalidJob, LeaseLost, SchemaMismatch
@@ -27,6 +28,12 @@ order by n
 """
 TEXT = "it's 5 % :of $1 \\ back\nÄ€😀 %(jobs)s"
 VALUES = (-32768, -(2**63), 0.5, True, None, TEXT, "100 %")
+
+
+@pytest.fixture(scope="session")
+def template(newest_template: NoopExecutor) -> NoopExecutor:
+    """Overrides the one that runs every test on each server: what is tested is the connections."""
+    return newest_template
 
 
 @pytest.fixture

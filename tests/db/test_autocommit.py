@@ -9,10 +9,17 @@ import psycopg
 import psycopg2
 import pytest
 import sqlalchemy
+from pytest_postgresql.executors.noop import NoopExecutor
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from pgqueue.db.drivers import commits_alone, resolve
 from tests.db.kinds import KINDS, Opened
+
+
+@pytest.fixture(scope="session")
+def template(newest_template: NoopExecutor) -> NoopExecutor:
+    """Overrides the one that runs every test on each server: what is tested is the connections."""
+    return newest_template
 
 
 @pytest.fixture(params=KINDS)

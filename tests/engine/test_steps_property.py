@@ -23,6 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg.types.json import Jsonb
+from pytest_postgresql.executors.noop import NoopExecutor
 
 from pgqueue import Context, Job, PgQueue, Retry, Snooze, State
 from pgqueue.engine import heartbeat
@@ -342,6 +343,12 @@ class Ledger:
         late = self.admin.execute("select name from work where late and name ~ 'tx|complete'").fetchall()
         assert not late, "who has lost the job has marked something all the same"
         audit(program, q.job(job.id), diary, work)
+
+
+@pytest.fixture(scope="session")
+def template(newest_template: NoopExecutor) -> NoopExecutor:
+    """Overrides the one that runs every test on each server: the statements are tried on each elsewhere."""
+    return newest_template
 
 
 @pytest.fixture

@@ -11,8 +11,15 @@ from collections.abc import Iterator
 
 import psycopg
 import pytest
+from pytest_postgresql.executors.noop import NoopExecutor
 
 from examples import backup, import_orders, prune
+
+
+@pytest.fixture(scope="session")
+def template(newest_template: NoopExecutor) -> NoopExecutor:
+    """Overrides the one that runs every test on each server: an example is no statement of ours."""
+    return newest_template
 
 
 @pytest.fixture
