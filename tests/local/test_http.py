@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pgqueue import AsyncContext, Context, PgQueue, State
 from pgqueue.features.files import AsyncClient, Client
 from pgqueue.local import LocalJob
 from tests.cli.commands import environment
-from tests.engine.kit import working
+from tests.engine.kit import done, working
 
 
 class Answers(BaseHTTPRequestHandler):
@@ -36,6 +37,12 @@ class Answers(BaseHTTPRequestHandler):
 
     def log_message(self, *args: object) -> None:
         """Not to stderr."""
+
+
+class Stays(Answers):
+    """Keeps its connections open, so that there is one to be closed."""
+
+    protocol_version = "HTTP/1.1"
 
 
 @pytest.fixture
@@ -339,3 +346,30 @@ def test_a_file_that_shrinks_while_it_is_read_is_no_complete_answer(tmp_path: Pa
         os.truncate(path, 10)
         with pytest.raises(httpx2.TransportError):
             answer.read()
+
+
+def test_a_cancellation_that_is_under_way_while_the_client_is_closed_costs_no_slot(fresh_db: str) -> None:
+    own = PgQueue(fresh_db)
+
+    @own.task
+    async def cancels_itself(ctx: AsyncContext, url: str) -> str:
+        await ctx.http.get(url)
+        current = asyncio.current_task()
+        assert current is not None
+        current.cancel()
+        return "done"
+
+    @own.task
+    async def next_one() -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Stays) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        first = cancels_itself.enqueue(f"http://127.0.0.1:{server.server_port}").id
+        second = next_one.enqueue().id
+        with working(own, {"default": 1}):
+            ended, after = done(own, first, second)
+        server.shutdown()
+        thread.join()
+    own.close()
+    assert (ended.state, ended.result, after.state) == (State.COMPLETED, "done", State.COMPLETED)

@@ -647,3 +647,12 @@ def test_a_downgrade_loses_no_checkpoint(fresh_db: str) -> None:
         assert desk.metadata(id) == seen
         migrate(fresh_db)
         assert desk.metadata(id) == seen
+
+
+@pytest.mark.parametrize("damaged", ["[]", "5", '"x"', "null", "true"])
+def test_a_job_whose_metadata_is_no_object_can_be_looked_at_and_retried(desk: Desk, held: Held, damaged: str) -> None:
+    desk.settle(held, "discarded")
+    desk.sql(f"update pgqueue.job set metadata = '{damaged}' where id = {held.ids[0]}")
+    assert [desk.job(id).metadata for id in held.ids] == [{}, MINE]
+    assert desk.run(control.retry(held.ids, restart=True, schema="pgqueue")) == dict.fromkeys(held.ids, "available")
+    assert desk.claim().ids == held.ids
