@@ -225,7 +225,6 @@ class Claimer:
         )
         supply.marks.scanned(time.monotonic() - started, full=full)
         self._accept(supply, lease, batch)
-        await asyncio.sleep(0)  # those that could start do so before anything else is asked: 0.2 ms of their latency
         if batch.voids:
             await self._session.run(jobs.unvoid(supply.lane.queue, batch.voids, schema=self._schema))
         if len(batch.jobs) < room:
