@@ -2,6 +2,9 @@
 
 One loop serves all queues of the worker in turn. It sleeps when no lane has both room and work, and is woken by NOTIFY,
 by the pulse, or by a lane that runs low. NOTIFY is a hint: before it sleeps, and soon after, it looks for itself.
+A queue that is busy isn't slept on: it is looked at every 2 ms, so that nobody has to send a NOTIFY there. (With one in
+every commit eight producers kept 0.67 of their rate, 16 only 1,329 of 2,000 jobs a second; below 800 a second being
+woken is 1 ms faster and costs nobody anything.)
 
 How much ahead: what the lane has lately finished in half a second, at most three batches; so short jobs come 500 at a
 time, and of long ones no more are held than will start soon. What is ahead is given back when the worker stops.
@@ -31,6 +34,8 @@ AHEAD = 3 * BATCH
 AHEAD_SECONDS = 0.5
 SMOOTHING = 0.2  # seconds after which a lane's rate is forgotten
 QUIET_FOR = 0.1  # seconds for which a queue has had work when NOTIFY is not wanted any more
+BUSY, CALM = 800.0, 400.0  # jobs a second from which, and down to which, it isn't wanted either
+LOOK_EVERY = 0.002  # seconds, in a queue that is busy
 AGAIN = 0.005  # seconds after which to look again for what another worker may have had locked
 
 
@@ -38,6 +43,7 @@ class Supply:
     """One lane and what the claimer knows of its queue.
 
     promising  it may have work: claim from it as soon as there is room
+    busy       it has work so often that looking costs less than being woken
     was_empty  it had none when we last looked
     chunk      jobs per row of `ready`, lately
     recheck    when to look again for what another worker may have had locked
@@ -48,6 +54,7 @@ class Supply:
         self.marks = Marks()
         self.promising = True
         self.promising_since = time.monotonic()
+        self.busy = False
         self.paused = False
         self.suspect = False
         self.was_empty = False
@@ -55,12 +62,19 @@ class Supply:
         self.recheck = Backoff(first=AGAIN, cap=1.0)
         self._rate = 0.0
         self._measured = (time.monotonic(), 0)
+        self._later: asyncio.TimerHandle | None = None
 
     def promise(self) -> None:
         """There may be work."""
         if not self.promising:
             self.promising = True
             self.promising_since = time.monotonic()
+
+    def promise_in(self, seconds: float, wake: Callable[[str], None]) -> None:
+        """`wake` our queue after a while; what was to wake it at another time doesn't any more."""
+        if self._later is not None:
+            self._later.cancel()
+        self._later = asyncio.get_running_loop().call_later(seconds, wake, self.lane.queue)
 
     def room(self) -> int:
         """How many jobs it should be given now; 0 unless it is worth a claim."""
@@ -81,6 +95,7 @@ class Supply:
             rate = (self.lane.finished - finished) / (now - since)
             self._rate += (rate - self._rate) * min(1.0, (now - since) / SMOOTHING)
             self._measured = (now, self.lane.finished)
+            self.busy = self._rate > (CALM if self.busy else BUSY)
 
 
 class Claimer:
@@ -174,12 +189,13 @@ class Claimer:
                 await self._wake.wait()
 
     def _quiet_queues(self) -> frozenset[str]:
-        """The queues without work; one that has got some stays among them for a moment, it may be soon done."""
+        """The queues to sleep on: those without work; one that has got some for a moment yet, it may be soon done."""
         now = time.monotonic()
         return frozenset(
             queue
             for queue, supply in self._supplies.items()
-            if not supply.promising or (queue in self._quiet and now - supply.promising_since < QUIET_FOR)
+            if not supply.busy
+            and (not supply.promising or (queue in self._quiet and now - supply.promising_since < QUIET_FOR))
         )
 
     async def _round(self) -> bool:
@@ -199,6 +215,7 @@ class Claimer:
                     claimed = await self._claim(supply, room) or claimed
                 self._backoff.reset()
             except DatabaseError as error:
+                supply.promise()
                 await self._recover(error)
         return claimed
 
@@ -225,6 +242,7 @@ class Claimer:
         )
         supply.marks.scanned(time.monotonic() - started, full=full)
         self._accept(supply, lease, batch)
+        await asyncio.sleep(0)  # they start: making the next statement would keep them waiting for 0.4 ms
         if batch.voids:
             await self._session.run(jobs.unvoid(supply.lane.queue, batch.voids, schema=self._schema))
         if len(batch.jobs) < room:
@@ -272,18 +290,20 @@ class Claimer:
 
     async def _look(self, supply: Supply, *, found: bool) -> None:
         """The queue gave less than there was room for: is there more, at another priority or locked by others?"""
+        supply.promising = False  # before we ask: what wakes us from here on may have come too late for the answer
+        if supply.busy:
+            supply.promise_in(LOOK_EVERY, self.wake)
+            if not supply.marks.full_is_due:
+                return
         discovered, more = await self._survey(supply, full=supply.marks.full_is_due or not found)
-        if discovered:
-            self._wake.set()
+        if discovered or (more and found):
+            supply.recheck.reset()
+            self.wake(supply.lane.queue)
         elif not more:
-            supply.promising = False
             supply.was_empty = True
             supply.recheck.reset()
-        elif not found:  # another worker has it locked this instant, or the queue is paused, or our heartbeat is late
-            supply.promising = False
-            self._loop.call_later(supply.recheck.next(), self.wake, supply.lane.queue)
-        else:
-            supply.recheck.reset()
+        elif not supply.busy:  # another worker has it locked this instant, or it is paused, or our heartbeat is late
+            supply.promise_in(supply.recheck.next(), self.wake)
 
     async def _survey(self, supply: Supply, *, full: bool) -> tuple[bool, bool]:
         """Have priorities turned up that were not known, and have those that were known more work for us?"""

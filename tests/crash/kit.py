@@ -209,6 +209,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self._frozen: set[str] = set()
+        self._held: set[str] = set()
         self._thawed = threading.Condition()
         self._cuts: dict[str, Cut] = {}
         self.cut_done: dict[str, threading.Event] = defaultdict(threading.Event)
@@ -220,9 +221,14 @@ class Proxy:
         """Pass nothing on, either way, until `thaw`."""
         self._frozen.add(role)
 
+    def hold(self, role: str) -> None:
+        """Pass no answers on until `thaw`; the server gets what is sent to it."""
+        self._held.add(role)
+
     def thaw(self, role: str) -> None:
         with self._thawed:
             self._frozen.discard(role)
+            self._held.discard(role)
             self._thawed.notify_all()
 
     def abandon(self, role: str) -> None:
@@ -274,7 +280,7 @@ class Proxy:
                     if source is client and not connection.role and b"pgqueue " in data:
                         connection.role = data.split(b"pgqueue ")[1].split(b"\0")[0].decode()
                     with self._thawed:
-                        while connection.role in self._frozen:
+                        while connection.role in (self._frozen if source is client else self._frozen | self._held):
                             self._thawed.wait()
                     if connection.abandoned:
                         continue

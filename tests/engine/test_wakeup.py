@@ -11,13 +11,16 @@ import contextlib
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
 
 from pgqueue import PgQueue, State
 from pgqueue.db import listen
-from pgqueue.engine import heartbeat
+from pgqueue.engine import heartbeat, worker
+from pgqueue.engine.claimer import Claimer
+from tests.crash.kit import Proxy
 from tests.db.pooler import Pooler
 from tests.engine.kit import PATIENCE, awaited, until, value, working
 
@@ -49,6 +52,47 @@ def test_a_sleeping_worker_is_woken_by_every_enqueue(q: PgQueue, admin: psycopg.
         for n in range(5):
             asleep(admin)
             assert q.result(quick.enqueue(n).id) == n
+
+
+@pytest.mark.usefixtures("sleepy")
+def test_a_notification_that_comes_while_the_worker_still_looks_is_not_taken_for_answered(
+    fresh_db: str, monkeypatch: pytest.MonkeyPatch, admin: psycopg.Connection
+) -> None:
+    """What it had asked was answered before the second job was there; the answer reaches it afterwards."""
+    port = urlsplit(fresh_db).port or 5432
+    proxy = Proxy(port)
+    through = fresh_db.replace(f":{port}/", f":{proxy.port}/")
+    monkeypatch.setattr(worker, "LOOKS", (0.0,))  # those that follow would find it too
+    woken = threading.Event()
+    wake = Claimer.wake
+
+    def noticed(claimer: Claimer, queue: str) -> None:
+        wake(claimer, queue)
+        woken.set()
+
+    q = PgQueue(through, direct_dsn=fresh_db)
+    with contextlib.closing(proxy), contextlib.closing(q), psycopg.connect(fresh_db, autocommit=True) as conn:
+
+        @q.task
+        async def quick(n: int) -> int:
+            if n == 1:
+                proxy.hold("claim")
+            return n
+
+        with working(q, lease=2 * HOUR):
+            asleep(admin)
+            first = quick.using(conn).enqueue(1)
+            until(admin, _LOOKED_SINCE, first.id)
+            monkeypatch.setattr(Claimer, "wake", noticed)
+            second = quick.using(conn).enqueue(2)
+            awaited(woken)
+            proxy.thaw("claim")
+            assert q.result(second.id, timeout=PATIENCE) == 2
+
+
+_LOOKED_SINCE = """select exists (select from pg_stat_activity, pgqueue.jobs where datname = current_database()
+and application_name like '%% claim' and query like '%%What is there in a queue%%' and pg_stat_activity.state = 'idle'
+and id = %s and query_start > created_at)"""
 
 
 @pytest.mark.usefixtures("sleepy")
