@@ -67,6 +67,18 @@ class Checkpoint:
             raise StepError(f"{verb} outside a step: call it inside the function of a step")
         return self._current
 
+    def cursor_step(self, verb: str) -> str:
+        """The name of the running step, for a call that sets its cursor.
+
+        raises  StepError outside a cursor step, or after a call that sets the cursor in the other way
+        """
+        if self._current is None or not self._current_has_cursor:
+            where = "outside a step" if self._current is None else f"in step {self._current!r}, which has no cursor"
+            raise StepError(f"{verb} {where}: call it inside the function of a step_cursor")
+        if self._cursor_verb not in (None, verb):
+            raise StepError(f"step {self._current!r}: {verb} after {self._cursor_verb}; use one of them in a step")
+        return self._current
+
     @property
     def row_decides(self) -> bool:
         """A *_tx call was made in the running step: what its function returns doesn't matter."""
@@ -120,7 +132,7 @@ class Checkpoint:
 
         raises  StepError outside a cursor step, after set_step_cursor_tx, or for a value over the limit
         """
-        name = self._cursor_step("set_cursor")
+        name = self.cursor_step("set_cursor")
         check_size(f"step {name!r}: its cursor", value, CURSOR_LIMIT)
         self._grow(f"step {name!r}: with its cursor", {("cursor", name): _entry_size(name, value)})
         self._cursor_verb = "set_cursor"
@@ -142,7 +154,7 @@ class Checkpoint:
 
         raises  StepError outside a cursor step, after set_cursor, or for a value over the limit
         """
-        name = self._cursor_step("set_step_cursor_tx")
+        name = self.cursor_step("set_step_cursor_tx")
         check_size(f"step {name!r}: its cursor", value, CURSOR_LIMIT)
         self._grow(f"step {name!r}: with its cursor", {("cursor", name): _entry_size(name, value)})
         self._cursor_verb = "set_step_cursor_tx"
@@ -180,14 +192,6 @@ class Checkpoint:
         # meanwhile goes from the cursors to those that are done.
         cursor, done, data = self._new_cursor.copy(), self._new_done.copy(), self._new_data.copy()
         return f'{{"done":{_object(done)},"cursor":{_object(cursor)},"data":{_object(data)}}}'
-
-    def _cursor_step(self, verb: str) -> str:
-        if self._current is None or not self._current_has_cursor:
-            where = "outside a step" if self._current is None else f"in step {self._current!r}, which has no cursor"
-            raise StepError(f"{verb} {where}: call it inside the function of a step_cursor")
-        if self._cursor_verb not in (None, verb):
-            raise StepError(f"step {self._current!r}: {verb} after {self._cursor_verb}; use one of them in a step")
-        return self._current
 
     def _grow(self, what: str, sizes: Mapping[tuple[str, str], int]) -> None:
         """Count entries, by part and key, with so many bytes as they are to have."""

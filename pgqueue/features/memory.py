@@ -136,7 +136,7 @@ class Memory:
         """The running step has come so far."""
         self._refuse_afterwards("set_cursor")
         checkpoint = self.checkpoint
-        name = checkpoint.current_step("set_cursor")
+        name = checkpoint.cursor_step("set_cursor")
         text = encode_value(f"step {name!r}: its cursor", value).decode()
         checkpoint.set_cursor(text)
         self._tell("cursor", name, text)
@@ -169,7 +169,7 @@ class Memory:
 
     def mark_cursor(self, value: object) -> Statement[None]:
         """The running step has come so far, says a row in the caller's transaction."""
-        name = self.checkpoint.current_step("set_step_cursor_tx")
+        name = self.checkpoint.cursor_step("set_step_cursor_tx")
         text = encode_value(f"step {name!r}: its cursor", value).decode()
         self.checkpoint.cursor_in_tx(text)
         self._announce("{}")

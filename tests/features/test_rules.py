@@ -65,6 +65,25 @@ def test_nothing_is_added_to_a_job_that_may_be_completed(call: str) -> None:
     assert job.leftover.completion({"again": "after a rollback"}).params["result"] == '{"again":"after a rollback"}'
 
 
+CURSOR_CALLS: dict[str, Callable[[Memory], object]] = {
+    "set_cursor": lambda memory: memory.set_cursor(1),
+    "set_step_cursor_tx": lambda memory: memory.mark_cursor(1),
+}
+
+
+@pytest.mark.parametrize("verb", CURSOR_CALLS)
+def test_a_cursor_that_is_set_elsewhere_is_told_where_it_belongs(verb: str) -> None:
+    memory = Memory("job 1 (k)", Nowhere(), None)
+    belongs = "call it inside the function of a step_cursor$"
+    with pytest.raises(StepError, match=f"^{verb} outside a step: {belongs}"):
+        CURSOR_CALLS[verb](memory)
+    memory.enter("plain", object, has_cursor=False)
+    with pytest.raises(StepError, match=f"^{verb} in step 'plain', which has no cursor: {belongs}"):
+        CURSOR_CALLS[verb](memory)
+    memory.leave("plain", None)
+    assert memory.close() is None
+
+
 def test_run_steps_asks_for_names_before_it_runs_anything() -> None:
     ran = []
 
