@@ -10,9 +10,8 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import msgspec
 
 from pgqueue.core.states import State
 from pgqueue.errors import ConfigError, PgqueueError
+from pgqueue.features.durable import replace
 
 FORMAT = 1
 
@@ -98,24 +98,6 @@ class StateFile:
         raises  PgqueueError: what it said before stands
         """
         try:
-            self._replace(msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
+            replace(self.path, msgspec.json.format(msgspec.json.encode(state), indent=2) + b"\n")
         except OSError as error:
             raise PgqueueError(f"{self.path}: can't be written: {error.strerror}; it stays as it was") from error
-
-    def _replace(self, text: bytes) -> None:
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name:.40}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, self.path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(name)
-            raise
-        directory = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote_to_bytes
 
 import httpx2
+
+from pgqueue.features.durable import replacing
 
 CHUNK = 64 * 1024
 _MEANT = "pgqueue.file"  # what a request has that was made for a file
@@ -30,7 +32,7 @@ class FileTransport(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
         with _Answering(request) as answer:
             if request.method == "PUT":
                 assert isinstance(request.stream, httpx2.SyncByteStream)
-                with _Replacing(answer.path) as file:
+                with _replacing(answer.path) as file:
                     for chunk in answer.sent(request.stream):
                         file.write(chunk)
             else:
@@ -42,7 +44,7 @@ class FileTransport(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
         with _Answering(request) as answer:
             if request.method == "PUT":
                 assert isinstance(request.stream, httpx2.AsyncByteStream)
-                with _Replacing(answer.path) as file:
+                with _replacing(answer.path) as file:
                     async for chunk in answer.asent(request.stream):
                         file.write(chunk)
             else:
@@ -198,31 +200,13 @@ class _Body(httpx2.SyncByteStream, httpx2.AsyncByteStream):
         self._file.close()
 
 
-class _Replacing:
-    """A file that takes the place of another when the block has ended well."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> IO[bytes]:
-        handle, self._name = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name:.40}.")
-        self._file = os.fdopen(handle, "wb")
-        return self._file
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+@contextmanager
+def _replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file that takes the place of another, and has its mode; a new one is everybody's to read."""
+    with replacing(path) as file:
+        yield file
         try:
-            with self._file:
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            if error is None:
-                os.chmod(self._name, self._mode())
-                os.replace(self._name, self._path)
-        finally:
-            Path(self._name).unlink(missing_ok=True)
-
-    def _mode(self) -> int:
-        """That of the file that is replaced; mkstemp's would let nobody else read it."""
-        try:
-            return self._path.stat().st_mode & 0o777
+            mode = path.stat().st_mode & 0o777
         except OSError:
-            return 0o644
+            mode = 0o644
+        os.fchmod(file.fileno(), mode)

@@ -7,7 +7,6 @@ between.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
@@ -15,6 +14,7 @@ from uuid import UUID
 import msgspec
 
 from pgqueue.core.checkpoint import NULL
+from pgqueue.features.durable import replace
 from pgqueue.store import local
 from pgqueue.store.statement import Statement
 
@@ -47,18 +47,5 @@ class LocalMarks:
     def _mark(self, patch: dict[str, dict[str, msgspec.Raw]]) -> Statement[None]:
         if self._install is None:
             self._install = self._ask()
-            write_note(self._note, self._install)
+            replace(self._note, str(self._install).encode())
         return local.mark(self._install, self._job, msgspec.json.encode(patch).decode(), schema=self._schema)
-
-
-def write_note(path: Path, install: UUID) -> None:
-    """Note which installation may have marks, so that it outlives a crash of the machine."""
-    with path.open("w") as file:
-        file.write(str(install))
-        file.flush()
-        os.fsync(file.fileno())
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

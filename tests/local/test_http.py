@@ -324,6 +324,12 @@ def test_an_upload_keeps_the_mode_of_the_file_it_replaces(tmp_path: Path, client
     assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o750)
 
 
+def test_a_file_that_is_new_is_everybodys_to_read(tmp_path: Path, client: httpx2.Client) -> None:
+    path = tmp_path / "list.txt"
+    client.put(path.as_uri(), content=b"new")
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
 def test_a_large_file_is_copied_piece_by_piece(tmp_path: Path, client: httpx2.Client) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     with source.open("wb") as file:
