@@ -21,13 +21,25 @@ if TYPE_CHECKING:  # an extra
 HEADERS = {"user-agent": "pgqueue"}
 
 
-class Http:
-    """Of a plain function's context."""
+class BaseHttp:
+    """What both colours of context have of it."""
 
     _here: Here
 
     def _check_time(self) -> None:
+        """End the attempt here if the next one may have begun."""
         raise NotImplementedError
+
+    def _clients(self) -> Clients:
+        self._check_time()
+        keeper = self._here.keeper
+        if not isinstance(keeper.lent, Clients):
+            keeper.lent = Clients(reach_files=self._here.mode == "local")
+        return keeper.lent
+
+
+class Http(BaseHttp):
+    """Of a plain function's context."""
 
     @property
     def http(self) -> httpx2.Client:
@@ -35,23 +47,16 @@ class Http:
 
         raises  MissingExtra without the extra `http`; Cancel after the attempt's time-out
         """
-        self._check_time()
-        return _clients(self._here).plain()
+        return self._clients().plain()
 
 
-class AsyncHttp:
+class AsyncHttp(BaseHttp):
     """Of a coroutine's context."""
-
-    _here: Here
-
-    def _check_time(self) -> None:
-        raise NotImplementedError
 
     @property
     def http(self) -> httpx2.AsyncClient:
         """A client for HTTP; see `Http.http`."""
-        self._check_time()
-        return _clients(self._here).of_loop()
+        return self._clients().of_loop()
 
 
 class Clients:
@@ -90,13 +95,6 @@ class Clients:
         if self._reach_files:
             from pgqueue.features import files as found  # needs the extra
         return found
-
-
-def _clients(here: Here) -> Clients:
-    keeper = here.keeper
-    if not isinstance(keeper.lent, Clients):
-        keeper.lent = Clients(reach_files=here.mode == "local")
-    return keeper.lent
 
 
 def _httpx2() -> ModuleType:
