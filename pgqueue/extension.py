@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 from uuid import UUID
 
+import msgspec
+
 from pgqueue.core.job import Claimed
 
 # Makes the context of the attempt that is running here; set by executors, read by pgqueue.current_context().
 context_here: ContextVar[Callable[[], object]] = ContextVar("pgqueue_context")
 
 Mode = Literal["worker", "local", "test"]
+Parted = dict[str, dict[str, msgspec.Raw]]  # a checkpoint, or a patch of one: its parts, each by name
 
 
 class Leftover(Protocol):

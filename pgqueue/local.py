@@ -35,7 +35,7 @@ from pgqueue.engine.lane import Attempt, Executor, Lane, Lease, Reason
 from pgqueue.engine.place import check_importable
 from pgqueue.engine.processes import ProcessExecutor
 from pgqueue.errors import ConfigError, PgqueueError, StepError
-from pgqueue.extension import Here
+from pgqueue.extension import Here, Parted
 from pgqueue.features.local_marks import COMPLETED, LocalMarks
 from pgqueue.features.memory import Memory, noted
 from pgqueue.state_file import LocalState, StateFile, new_state
@@ -48,7 +48,6 @@ CONTEXT = "pgqueue.local:child_context"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 SAVE_EVERY = 1.0  # seconds
 LOOK_EVERY = 0.05
-Parted = dict[str, dict[str, msgspec.Raw]]
 _left: list[asyncio.Runner] = []  # event loops of jobs that did not end; closing one would wait for its job
 
 

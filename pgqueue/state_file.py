@@ -19,6 +19,7 @@ import msgspec
 
 from pgqueue.core.states import State
 from pgqueue.errors import ConfigError, PgqueueError
+from pgqueue.extension import Parted
 from pgqueue.features.durable import replace
 
 FORMAT = 1
@@ -39,7 +40,7 @@ class LocalState(msgspec.Struct, kw_only=True):
     args: msgspec.Raw
     state: State = State.AVAILABLE
     attempt: int = 0
-    checkpoint: dict[str, dict[str, msgspec.Raw]] = {}
+    checkpoint: Parted = {}
     result: Any = None
     error: dict[str, str | None] | None = None
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 import msgspec
 
 from pgqueue.engine.lane import Attempt
+from pgqueue.extension import Parted
 
 KEEP_BYTES = 4 * 1024 * 1024  # in a statement
-News = dict[str, dict[str, msgspec.Raw]]  # parts of a checkpoint, each by name
 
-_read_patch = msgspec.json.Decoder(News).decode
+_read_patch = msgspec.json.Decoder(Parted).decode
 
 
 class Keeping:
@@ -24,7 +24,7 @@ class Keeping:
 
     def __init__(self) -> None:
         self._waiting: list[Attempt] = []
-        self._sent: dict[int, tuple[Attempt, News]] = {}
+        self._sent: dict[int, tuple[Attempt, Parted]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -60,7 +60,7 @@ class Keeping:
                 attempt.kept.setdefault(part, {}).update(values)
 
 
-def _news(kept: News, patch: str) -> News:
+def _news(kept: Parted, patch: str) -> Parted:
     """What of a patch has not been kept yet: large results aren't sent again with every cursor."""
     news = {
         part: {name: value for name, value in values.items() if kept.get(part, {}).get(name) != value}

@@ -14,6 +14,7 @@ from uuid import UUID
 import msgspec
 
 from pgqueue.core.checkpoint import NULL
+from pgqueue.extension import Parted
 from pgqueue.features.durable import replace
 from pgqueue.store import local
 from pgqueue.store.statement import Statement
@@ -40,11 +41,11 @@ class LocalMarks:
         return self._mark({part: {name: msgspec.Raw(text.encode())}})
 
     def complete(self, result: str | None, patch: str | None) -> Statement[None]:
-        parts = {} if patch is None else msgspec.json.decode(patch, type=dict[str, dict[str, msgspec.Raw]])
+        parts = {} if patch is None else msgspec.json.decode(patch, type=Parted)
         done = {COMPLETED: msgspec.Raw((result or NULL).encode())}
         return self._mark({"done": done, "data": parts.get("data", {})})
 
-    def _mark(self, patch: dict[str, dict[str, msgspec.Raw]]) -> Statement[None]:
+    def _mark(self, patch: Parted) -> Statement[None]:
         if self._install is None:
             self._install = self._ask()
             replace(self._note, str(self._install).encode())
