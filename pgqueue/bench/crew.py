@@ -7,18 +7,15 @@ run, even a killed one (Linux); one that ends by itself is an error that shows t
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 
-import pgqueue
 from pgqueue import PgQueue
 from pgqueue.bench.tasks import Setup, environment
 from pgqueue.db.connect import way_around
-from pgqueue.engine.death import how_it_ended, mortal
+from pgqueue.engine.death import how_it_ended
+from pgqueue.engine.spawn import spawn_worker
 from pgqueue.errors import PgqueueError
 
 APPLICATION = "pgqueue.bench.app:q"
@@ -43,20 +40,10 @@ class Crew:
     def start(self) -> None:
         """Start them all; whether they are ready the database knows."""
         # An empty file of settings in place of one in the working directory.
-        command = [sys.executable, "-m", "pgqueue", "worker", "--config", os.devnull, "-A", APPLICATION]
-        command += ["-q", self._queues, "--grace", str(GRACE), "--log-level", "warning"]
-        tie = None if sys.platform == "win32" else mortal(os.getpid(), signal.SIGKILL)
+        options = ["--config", os.devnull, "-A", APPLICATION]
+        options += ["-q", self._queues, "--grace", str(GRACE), "--log-level", "warning"]
         for _ in range(self._count):
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=subprocess.STDOUT,
-                env=self._environment,
-                start_new_session=True,  # Ctrl-C is for the run: it stops them itself
-                preexec_fn=tie,
-            )
-            self._processes.append(process)
+            self._processes.append(spawn_worker(options, env=self._environment, log=self._log))
 
     def check(self) -> None:
         """Raise PgqueueError if one has ended."""
@@ -89,6 +76,4 @@ def _environment(q: PgQueue, setup: Setup) -> Mapping[str, str]:
     ours = {name: value for name, value in os.environ.items() if not name.startswith("PGQUEUE_")}
     around = way_around(q.dsn, q.direct_dsn)
     said = {"PGQUEUE_DSN": q.dsn, "PGQUEUE_DIRECT_DSN": around}
-    package = str(Path(pgqueue.__file__).parents[1])  # importable there, installed or not
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    return ours | {name: value for name, value in said.items() if value} | environment(setup) | {"PYTHONPATH": path}
+    return ours | {name: value for name, value in said.items() if value} | environment(setup)

@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pgqueue
 from pgqueue.demo.home import APPLICATION, end
-from pgqueue.engine.death import how_it_ended, mortal
+from pgqueue.engine.death import how_it_ended
+from pgqueue.engine.spawn import spawn_worker
 from pgqueue.errors import PgqueueError
 
 QUEUES = "index=4,words=8,summary=2,import=1"
@@ -101,20 +101,10 @@ class Crew:
     def _begin(self, quick_deaths: int = 0) -> _Member:
         self._begun += 1
         name = f"demo-{self._begun}"
-        command = [sys.executable, "-m", "pgqueue", "worker", "-A", APPLICATION, "-q", QUEUES, "--name", name]
-        command += ["--lease", str(LEASE), "--grace", str(GRACE)]
-        tie = None if self._keep or sys.platform == "win32" else mortal(os.getpid(), signal.SIGKILL)
-        with (self._directory / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self._directory,  # where no pgqueue.yaml of the user's is
-                env=self._environment,
-                start_new_session=True,  # Ctrl-C is for the demo: it stops them itself
-                preexec_fn=tie,
-            )
+        options = ["-A", APPLICATION, "-q", QUEUES, "--name", name, "--lease", str(LEASE), "--grace", str(GRACE)]
+        here = self._directory  # where no pgqueue.yaml of the user's is
+        with (here / f"{name}.log").open("ab") as log:
+            process = spawn_worker(options, env=self._environment, log=log, cwd=here, stays=self._keep)
         return _Member(name, process, time.monotonic(), quick_deaths)
 
     def _tail(self, name: str) -> str:
@@ -125,6 +115,4 @@ class Crew:
 def _environment(dsn: str) -> Mapping[str, str]:
     """Ours, without what the user has set for pgqueue and for PostgreSQL: the demo is about its own database."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("PG") and name != "DATABASE_URL"}
-    package = str(Path(pgqueue.__file__).parents[1])  # importable from the other directory, installed or not
-    path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH")]))
-    return ours | {"PGQUEUE_DSN": dsn, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
+    return ours | {"PGQUEUE_DSN": dsn, "PYTHONWARNINGS": "ignore"}
