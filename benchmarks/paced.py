@@ -16,6 +16,7 @@ import time
 import psycopg
 
 from benchmarks.app import stamp
+from benchmarks.producer import run
 
 BURST = 1.0  # seconds
 
@@ -39,19 +40,7 @@ def produce(dsn: str, ready: threading.Barrier, seconds: float, pace: float, cou
 
 
 def main(dsn: str, threads: int, seconds: float, rate: float) -> None:
-    counts: list[int] = []
-    ready = threading.Barrier(threads + 1)
-    arguments = (dsn, ready, seconds, rate / threads, counts)
-    producers = [threading.Thread(target=produce, args=arguments) for _ in range(threads)]
-    for producer in producers:
-        producer.start()
-    ready.wait()
-    print("ready", flush=True)
-    sys.stdin.readline()
-    ready.wait()
-    for producer in producers:
-        producer.join()
-    print(sum(counts), flush=True)
+    run(threads, lambda ready, counts: produce(dsn, ready, seconds, rate / threads, counts))
 
 
 if __name__ == "__main__":

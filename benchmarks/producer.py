@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 import psycopg
 
@@ -29,10 +30,11 @@ def produce(dsn: str, ready: threading.Barrier, seconds: float, counts: list[int
     counts.append(count)
 
 
-def main(dsn: str, threads: int, seconds: float) -> None:
+def run(threads: int, produce: Callable[[threading.Barrier, list[int]], None]) -> None:
+    """Let so many produce at once, when we are told to, and print what they have counted."""
     counts: list[int] = []
     ready = threading.Barrier(threads + 1)
-    producers = [threading.Thread(target=produce, args=(dsn, ready, seconds, counts)) for _ in range(threads)]
+    producers = [threading.Thread(target=produce, args=(ready, counts)) for _ in range(threads)]
     for producer in producers:
         producer.start()
     ready.wait()
@@ -42,6 +44,10 @@ def main(dsn: str, threads: int, seconds: float) -> None:
     for producer in producers:
         producer.join()
     print(sum(counts), flush=True)
+
+
+def main(dsn: str, threads: int, seconds: float) -> None:
+    run(threads, lambda ready, counts: produce(dsn, ready, seconds, counts))
 
 
 if __name__ == "__main__":
