@@ -14,10 +14,8 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Protocol
 
-from msgspec import Raw
-
 from pgqueue.core.job import Claimed
-from pgqueue.extension import Leftover, Lent
+from pgqueue.extension import Leftover, Lent, Parted
 from pgqueue.tasks.task import Task
 
 FOREVER = float("inf")
@@ -83,7 +81,7 @@ class Attempt:
         self.on_interrupt: Callable[[], object] | None = None
         self.leftover: Leftover | None = None
         self.lent: Lent | None = None
-        self.kept: dict[str, dict[str, Raw]] | None = None
+        self.kept: Parted | None = None
         self.kept_at = 0.0
 
     @property
@@ -114,7 +112,8 @@ class Lane:
     """The held jobs of one queue.
 
     limit     attempts at once
-    on_low    called (from any thread) when the buffer is down to `low_water`: time to claim more
+    on_low    called (from any thread) when the buffer is down to `low_water`: time to claim more. Once, until
+              whoever claims sets `low_water` again: two calls for each job are a twentieth of a no-op
 
     An attempt that ends takes the next one out of the buffer without a lock: one that twenty threads want for each of
     their short jobs is handed from thread to thread by the operating system, at a fifth of the speed.
@@ -162,6 +161,7 @@ class Lane:
         """An attempt of `executor` has ended: its slot goes to the next one, returned if it is for that executor."""
         attempt = self._take() if self.open else None
         if len(self.buffer) <= self.low_water:
+            self.low_water = -1
             self.on_low()
         if attempt is None:
             with self._lock:
