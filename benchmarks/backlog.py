@@ -23,9 +23,12 @@ def measure(bench: Bench) -> Report:
     drains: dict[str, list[Drain]] = {PLAIN_RUN: [], BEHIND: []}
     with bench.database() as dsn:
         fill(dsn, waiting + bench.rounds * count)
-        for _ in range(bench.rounds):
-            drains[PLAIN_RUN].append(filled_and_drained(bench, count))
+        for turn in range(bench.rounds):
+            if turn % 2:  # each is first in turn
+                drains[PLAIN_RUN].append(filled_and_drained(bench, count))
             drains[BEHIND].append(drained(bench, dsn, count))
+            if turn % 2 == 0:
+                drains[PLAIN_RUN].append(filled_and_drained(bench, count))
             with psycopg.connect(dsn, autocommit=True) as conn:
                 conn.execute("vacuum analyze")  # as the other was, which is new
     rates = state(report, drains)
