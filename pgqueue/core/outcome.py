@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import assert_never
+from typing import NamedTuple, assert_never
 
 from pgqueue.core.retry import Retry
 from pgqueue.core.signals import Cancel, Discard, RetryAfter, Snooze, as_delay
@@ -18,8 +18,13 @@ class Returned:
 
     result: str | None = None
 
+    @property
+    def size(self) -> int:
+        """Characters of the result."""
+        return 0 if self.result is None else len(self.result)
 
-NOTHING = Returned()  # by far the most frequent end; told by identity
+
+NOTHING = Returned()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +94,8 @@ class Expired:
 Ended = Returned | Raised | TimedOut | Interrupted | Asked | Crashed | Expired
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """What the job's row becomes.
+class Outcome(NamedTuple):
+    """What the job's row becomes. (A tuple: a worker makes one for each job, and a frozen dataclass costs 2 µs more.)
 
     delay         seconds until the next attempt, for `scheduled` and `retryable`
     attempt_cost  1 if this attempt counts as failed; crash_cost likewise as crashed

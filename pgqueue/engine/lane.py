@@ -57,6 +57,7 @@ class Attempt:
     finished_at   monotonic seconds; 0 until it has ended
     expires       monotonic seconds after which it is not started any more
     deadline      monotonic seconds at which its time-out strikes
+    result        the JSON text that it returned, if that goes the short way; see the completer
     reason        why it is being interrupted; None: it is not. The first reason stands
     leftover      what it has for the next attempt, if its task has used any
     kept          what of that was made durable; kept_at: when it was looked at, in monotonic seconds
@@ -66,7 +67,7 @@ class Attempt:
 
     __slots__ = (
         "deadline", "executor", "expires", "finished_at", "job", "kept", "kept_at", "lane", "lease", "leftover",
-        "lent", "on_interrupt", "reason", "started_at", "task",
+        "lent", "on_interrupt", "reason", "result", "started_at", "task",
     )  # fmt: skip
 
     def __init__(self, job: Claimed, task: Task[..., object], lane: Lane, lease: Lease, executor: Executor) -> None:
@@ -77,6 +78,7 @@ class Attempt:
         self.executor = executor
         self.started_at = self.finished_at = 0.0
         self.expires = self.deadline = FOREVER
+        self.result: str | None = None
         self.reason: Reason | None = None
         self.on_interrupt: Callable[[], object] | None = None
         self.leftover: Leftover | None = None

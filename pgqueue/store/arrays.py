@@ -66,9 +66,13 @@ def text_array(names: Iterable[object]) -> str:
     return "{" + ",".join(map(str, names)) + "}"
 
 
-def quoted_array(texts: Iterable[str]) -> str:
-    """An array of any texts (but NUL) as PostgreSQL reads it."""
-    return "{" + ",".join(['"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' for text in texts]) + "}"
+def quoted_array(texts: Iterable[str | None]) -> str:
+    """An array of any texts (but NUL) and nulls as PostgreSQL reads it."""
+    return "{" + ",".join([_quoted(text) for text in texts]) + "}"
+
+
+def _quoted(text: str | None) -> str:
+    return "null" if text is None else '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def timestamp_array(unix_microseconds: Sequence[int]) -> TimestampArray:

@@ -50,9 +50,9 @@ class Fence:
 
 
 class Acks(NamedTuple):
-    """Attempts that succeeded and returned nothing, by column and in the order of their ids.
+    """Attempts that succeeded, by column and in the order of their ids.
 
-    Times in microseconds since 1970, by the database's clock.
+    Times in microseconds since 1970, by the database's clock. Results are JSON text; None: nobody returned anything.
     """
 
     ids: Sequence[int]
@@ -60,6 +60,7 @@ class Acks(NamedTuple):
     leases: Sequence[int]
     started_us: Sequence[int]
     finished_us: Sequence[int]
+    results: Sequence[str | None] | None = None
 
 
 def enqueue(draft: Draft, args: Args, *, schema: str) -> Statement[list[EnqueuedJob]]:
@@ -146,6 +147,7 @@ def complete(acks: Acks, *, whole: Sequence[int], part: Sequence[int], schema: s
         "leases": int8_array(acks.leases),
         "started": timestamp_array(acks.started_us),
         "finished": timestamp_array(acks.finished_us),
+        "results": None if acks.results is None else quoted_array(acks.results),
         "whole": int8_array(whole),
         "part": int8_array(part),
     }

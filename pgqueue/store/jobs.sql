@@ -175,9 +175,9 @@ passed as (
 select id from own
 
 -- name: complete
--- Record successful attempts that returned nothing: one HOT update per job. Answers with the ids that were lost.
+-- Record successful attempts: one HOT update per job. Answers with the ids that were lost.
 -- A lease in `whole` is done with and goes; of one in `part` some jobs are still running.
--- Not for a job with a checkpoint: it is settled.
+-- Not for a job with a checkpoint, nor for large results: those are settled, at three times the cost.
 with setting as materialized (select set_config('lock_timeout', '100ms', true)),
 whole as (
   delete from pgqueue.lease where id = any(%(whole)s::bigint[]) and (select true from setting) returning id, worker_id),
@@ -187,10 +187,11 @@ part as materialized (
 held as materialized (select * from whole union all select * from part),
 done as (
   update pgqueue.job j
-  set status = 1, started_at = a.started_at, finalized_at = a.finished_at, worker_id = h.worker_id
+  set status = 1, started_at = a.started_at, finalized_at = a.finished_at, worker_id = h.worker_id,
+    result = a.result::jsonb
   from unnest(%(ids)s::bigint[], %(claims)s::integer[], %(leases)s::bigint[], %(started)s::timestamptz[],
-    %(finished)s::timestamptz[])
-    a (id, claim, lease, started_at, finished_at)
+    %(finished)s::timestamptz[], %(results)s::text[])
+    a (id, claim, lease, started_at, finished_at, result)
   join held h on h.id = a.lease
   where j.id = a.id and j.claim = a.claim and case when j.status = 0 then true end
     and j.id = any(%(ids)s::bigint[])  -- nothing new, but with it the rows are found 0.8 us a job sooner

@@ -349,6 +349,7 @@ def test_a_job_row_that_somebody_holds_locked_delays_only_its_own_end(
         if n == 0:
             running.set()
             awaited(go)
+            return -1
         return n if n % 2 else None
 
     with working(q, {"default": 4}), psycopg.connect(fresh_db) as forgotten:
@@ -362,7 +363,7 @@ def test_a_job_row_that_somebody_holds_locked_delays_only_its_own_end(
         forgotten.rollback()
         job = q.wait(held)
 
-    assert (job.state, job.attempt, job.crashes) == (State.COMPLETED, 1, 0)
+    assert (job.state, job.attempt, job.crashes, job.result) == (State.COMPLETED, 1, 0, -1)
     assert value(admin, "select count(*) from pgqueue.lease") == 0
 
 
