@@ -3,7 +3,7 @@
 They are inserted by SQL, not run: five million rows in the shape and order in which a worker leaves them. What is left
 out is the first version of each row, which a vacuum has removed from a real history as well; rows lie in half-filled
 pages here as there. A job in fifty failed once before it completed, one in 250 was discarded, one in 500 cancelled.
-Sums are per minute, and per hour when older than two days, as `tidy` leaves them. Then vacuum analyze.
+Sums are per minute, and per hour when older than a day, as `tidy` leaves them. Then vacuum analyze.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from pgqueue.job where id %% 50 = 0 or id %% 250 = 1 or id %% 500 = 2 order by i
 """
 SUMS = """
 insert into pgqueue.tally (minute, queue, kind, state, jobs, seconds, longest)
-select case when finalized_at < now() - interval '2 days' then date_trunc('hour', finalized_at, 'UTC')
+select case when finalized_at < now() - interval '1 day' then date_trunc('hour', finalized_at, 'UTC')
     else date_trunc('minute', finalized_at) end as bucket,
   queue, kind, pgqueue.state_name(status) as state, count(*), sum(extract(epoch from finalized_at - started_at)),
   max(extract(epoch from finalized_at - started_at))

@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # lazy: they cost two seconds, and workers never need them
     from sqlalchemy import Connection
 
 SCHEMA_MIN = "0003"  # this release works with a database from here
-SCHEMA_MAX = "0003"  # to here
+SCHEMA_MAX = "0004"  # to here
 OLDEST_SERVER = 15
 TRIES = 5
 TURN = timedelta(minutes=10)

@@ -147,11 +147,11 @@ old as (
     minute < date_trunc('minute', clock_timestamp()) - interval '2 minutes'
       and minute in (
         select minute from pgqueue.tally group by minute having count(*) > count(distinct (queue, kind, state)))
-    or minute < clock_timestamp() - interval '2 days' and minute <> date_trunc('hour', minute, 'UTC'))
+    or minute < clock_timestamp() - interval '1 day' and minute <> date_trunc('hour', minute, 'UTC'))
   returning *),
 folded as (
   insert into pgqueue.tally (minute, queue, kind, state, jobs, seconds, longest)
-  select case when minute < clock_timestamp() - interval '2 days' then date_trunc('hour', minute, 'UTC') else minute end
+  select case when minute < clock_timestamp() - interval '1 day' then date_trunc('hour', minute, 'UTC') else minute end
     as bucket, queue, kind, state, sum(jobs), sum(seconds), max(longest) from old group by bucket, queue, kind, state),
 gone as (
   delete from pgqueue.worker w where (select mine from turn)

@@ -185,6 +185,17 @@ def test_down_and_up_again_gives_the_same_schema(fresh_db: str) -> None:
     assert describe(fresh_db) == before
 
 
+@pytest.mark.parametrize("version", ["0001", "0002", "0003"])
+def test_the_way_down_leads_back_to_what_each_version_was(empty_db: str, version: str) -> None:
+    migrate(empty_db, target=version)
+    before = describe(empty_db)
+
+    migrate(empty_db)
+    assert describe(empty_db) != before
+    assert migrate(empty_db, target=version) == version
+    assert describe(empty_db) == before
+
+
 def test_a_schema_of_the_users_choice_stands_beside_the_usual_one(fresh_db: str) -> None:
     usual = describe(fresh_db)
 
