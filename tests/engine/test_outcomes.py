@@ -387,12 +387,12 @@ def test_large_results_are_written_in_several_statements(
     q: PgQueue, admin: psycopg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A document over the limits of PostgreSQL would be refused for ever."""
-    monkeypatch.setattr(completer, "BATCH_BYTES", 10_000)
+    monkeypatch.setattr(completer, "BATCH_BYTES", 12_500)
 
     @q.task
     async def large(n: int) -> str:
         await together.wait()  # so that they all end at once
-        return "x" * 4_000
+        return "x" * 5_000
 
     together = asyncio.Event()
 
@@ -404,7 +404,7 @@ def test_large_results_are_written_in_several_statements(
     with working(q, {"default": 50, "other": 1}):
         until(admin, "select (select count(*) from pgqueue.live_jobs where state = 'running') = 50")
         go.enqueue()
-        assert {job.result for job in done(q, *[job.id for job in jobs])} == {"x" * 4_000}
+        assert {job.result for job in done(q, *[job.id for job in jobs])} == {"x" * 5_000}
     assert int(str(value(admin, "select count(*) from pgqueue.tally where kind = 'large'"))) >= 50 / 3
 
 
