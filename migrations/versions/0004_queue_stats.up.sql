@@ -1,5 +1,5 @@
 -- The present of each queue is asked for every few seconds, beside 100,000 sums of the past: whoever doesn't ask for the
--- past doesn't wait for it. Columns and meaning are as before.
+-- past doesn't wait for its sums. Columns and meaning are as before.
 
 create or replace view pgqueue.queue_stats as
 with counted as (

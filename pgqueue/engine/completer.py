@@ -2,8 +2,8 @@
 
 Guarantees: an outcome is kept until the database has recorded it or says that the lease or claim is gone; sending one
 twice is harmless (the fence lets only the first through). One bad outcome fails itself, not its batch. A row that
-somebody's transaction holds delays only itself. Attempts that succeeded without a result (the many) go by `complete`,
-an array each column; all others by `settle`, as one JSON document.
+somebody's transaction holds delays only itself. Attempts that succeeded (the many) go by `complete`, an array each
+column; those with a large result or a checkpoint, and all others, by `settle`, as one JSON document.
 Never: gives up. While the database is away it holds what it has, and the claimer stops claiming.
 """
 

@@ -115,7 +115,7 @@ class Lane:
 
     limit     attempts at once
     on_low    called (from any thread) when the buffer is down to `low_water`: time to claim more. Once, until
-              whoever claims sets `low_water` again: two calls for each job are a twentieth of a no-op
+              whoever claims sets `low_water` again: to call it for each job costs 5 % of a no-op
 
     An attempt that ends takes the next one out of the buffer without a lock: one that twenty threads want for each of
     their short jobs is handed from thread to thread by the operating system, at a fifth of the speed.
@@ -162,12 +162,13 @@ class Lane:
     def next(self, executor: Executor) -> Attempt | None:
         """An attempt of `executor` has ended: its slot goes to the next one, returned if it is for that executor."""
         attempt = self._take() if self.open else None
-        if len(self.buffer) <= self.low_water:
-            self.low_water = -1
-            self.on_low()
         if attempt is None:
             with self._lock:
                 self.running -= 1
+        if len(self.buffer) <= self.low_water:  # after the slot is free: whoever claims for it may look at once
+            self.low_water = -1
+            self.on_low()
+        if attempt is None:
             self.start_more()  # one may have come after we looked
             return None
         if attempt.executor is executor:

@@ -175,8 +175,8 @@ passed as (
 select id from own
 
 -- name: complete
--- Record successful attempts: one HOT update per job. Answers with the ids that were lost.
--- A lease in `whole` is done with and goes; of one in `part` some jobs are still running.
+-- Record successful attempts: one update per job, HOT unless a result takes more room than its page has left. Answers
+-- with the ids that were lost. A lease in `whole` is done with and goes; of one in `part` some jobs are still running.
 -- Not for a job with a checkpoint, nor for large results: those are settled, at three times the cost.
 with setting as materialized (select set_config('lock_timeout', '100ms', true)),
 whole as (
@@ -209,8 +209,8 @@ where (select count(*) from done) <> cardinality(%(ids)s::bigint[])
 except all select id from done
 
 -- name: settle
--- Record every other outcome, from one JSON document: results, failures, snoozes, interruptions, crashes; with what the
--- attempt adds to the job's checkpoint.
+-- Record every other outcome, from one JSON document: large results, failures, snoozes, interruptions, crashes; with
+-- what the attempt adds to the job's checkpoint.
 -- Rows that somebody has locked are passed over, and their lease is kept. Answers with (id, recorded): true, or
 -- false for those passed over; an id that is missing was lost.
 with setting as materialized (select set_config('lock_timeout', '100ms', true)),

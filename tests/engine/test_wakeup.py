@@ -22,7 +22,7 @@ from pgqueue.engine import heartbeat, worker
 from pgqueue.engine.claimer import Claimer
 from tests.crash.kit import Proxy
 from tests.db.pooler import Pooler
-from tests.engine.kit import PATIENCE, awaited, until, value, working
+from tests.engine.kit import PATIENCE, awaited, done, until, value, working
 
 HOUR = 3600.0
 
@@ -93,6 +93,36 @@ def test_a_notification_that_comes_while_the_worker_still_looks_is_not_taken_for
 _LOOKED_SINCE = """select exists (select from pg_stat_activity, pgqueue.jobs where datname = current_database()
 and application_name like '%% claim' and query like '%%What is there in a queue%%' and pg_stat_activity.state = 'idle'
 and id = %s and query_start > created_at)"""
+
+
+@pytest.mark.usefixtures("sleepy")
+def test_a_job_that_comes_after_a_burst_is_found_though_nobody_sleeps(
+    q: PgQueue, monkeypatch: pytest.MonkeyPatch, admin: psycopg.Connection
+) -> None:
+    """So many ends at once make the queue a busy one, which is not slept on: from then on the worker has to look."""
+    monkeypatch.setattr(worker, "LOOKS", (0.0,))
+    release = asyncio.Event()
+
+    @q.task
+    async def waits() -> None:
+        await release.wait()
+
+    @q.task
+    async def quick() -> str:
+        return "found"
+
+    @q.task(queue="other")
+    async def go() -> None:
+        release.set()
+
+    with working(q, {"default": 1000, "other": 1}, lease=2 * HOUR):
+        asleep(admin, 2)
+        jobs = waits.enqueue_many([()] * 800)
+        until(admin, "select count(*) = 800 from pgqueue.live_jobs where state = 'running'")
+        asleep(admin, 2)
+        go.enqueue()
+        done(q, *[job.id for job in jobs])
+        assert q.result(quick.enqueue().id, timeout=PATIENCE) == "found"
 
 
 @pytest.mark.usefixtures("sleepy")
