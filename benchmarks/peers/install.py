@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -26,7 +27,9 @@ READY = ".ready"
 MINUTES = 10
 PINNED = re.compile(r"\[|==")  # after a package's name
 UNSEEN = ("PG", "PYTHON", "NODE_", "OBAN_", "CELERY_", "DATABASE_", "GRAPHILE_")
-NODE = "22.23.3"  # npm brings it where the system's is older
+SEEN = {"NODE_EXTRA_CA_CERTS"}  # npm can't reach a registry behind a certificate of one's own without it
+NODE = "22.23.3"  # npm brings it where the system's is older: the program itself, no install script
+MACHINES = {"x86_64": "x64", "amd64": "x64", "aarch64": "arm64"}  # as npm says it
 NODE_AT_LEAST = (22, 18)
 NEWER_PYTHONS = ("python3.14", "python3.13", "python3.12")
 
@@ -84,9 +87,10 @@ def _node_environment(name: str, title: str, packages: Sequence[str], cache: Pat
     if shutil.which("npm") is None or shutil.which("node") is None:
         raise Unavailable(f"{title} needs node and npm: apt-get install nodejs npm")
     system = _run(["node", "--version"], title).strip()
+    brought = f"node-{platform.system().lower()}-{MACHINES.get(platform.machine().lower(), platform.machine())}"
     wanted = list(packages)
     if tuple(map(int, system.lstrip("v").split(".")[:2])) < NODE_AT_LEAST:
-        wanted.append(f"node@{NODE}")
+        wanted.append(f"{brought}@{NODE}")
 
     def make(home: Path) -> None:
         home.mkdir(parents=True)
@@ -95,7 +99,7 @@ def _node_environment(name: str, title: str, packages: Sequence[str], cache: Pat
         _run(["npm", "install", *options, *wanted], f"{title}: npm can't install {', '.join(wanted)}")
 
     modules = made(cache, name, wanted, make) / "node_modules"
-    node = str(modules / ".bin" / "node") if len(wanted) > len(packages) else "node"
+    node = str(modules / brought / "bin" / "node") if len(wanted) > len(packages) else "node"
     names = [package.rpartition("@")[0] for package in packages]
     versions = {each: json.loads((modules / each / "package.json").read_text())["version"] for each in names}
     versions["node"] = _run([node, "--version"], title).strip().lstrip("v")
@@ -115,7 +119,7 @@ def made(cache: Path, name: str, recipe: Sequence[str], make: Callable[[Path], N
 
 def clean() -> dict[str, str]:
     """This process's environment, less what would change how a peer behaves without being seen."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(UNSEEN)}
+    return {name: value for name, value in os.environ.items() if name in SEEN or not name.startswith(UNSEEN)}
 
 
 def _run(command: Sequence[str], what: str) -> str:
