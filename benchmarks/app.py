@@ -25,6 +25,12 @@ async def noop(user_id: int, action: str, n: int) -> None:
 
 
 @q.task
+async def returning(user_id: int, action: str, n: int) -> dict[str, int]:
+    """Nothing, but it says so."""
+    return {"user_id": user_id}
+
+
+@q.task
 def noop_in_thread(user_id: int, action: str, n: int) -> None:
     """Nothing, as a plain function."""
 
