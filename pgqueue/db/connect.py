@@ -24,6 +24,7 @@ from psycopg.abc import PQGen
 from psycopg.rows import TupleRow
 
 from pgqueue.db.failure import BehindPooler, as_pooler_error, is_outage, is_transient, naming_poolers
+from pgqueue.db.waiting import WatchedConnection
 from pgqueue.errors import ConfigError, Unreachable
 
 __all__ = [
@@ -165,7 +166,7 @@ async def aconnect(
     prepare: bool = True,
     statement_timeout: timedelta = timedelta(0),
     settings: Mapping[str, str] = _NONE,
-) -> psycopg.AsyncConnection[TupleRow]:
+) -> WatchedConnection:
     """Open an async connection of our own; otherwise as `connect`.
 
     settings  more for the session; none behind a pooler
@@ -173,7 +174,7 @@ async def aconnect(
     text, threshold = arguments(
         dsn, role=role, pooled=pooled, prepare=prepare, statement_timeout=statement_timeout, settings=settings
     )
-    made_as: type[psycopg.AsyncConnection[TupleRow]] = psycopg.AsyncConnection if pooled else _Unpooled
+    made_as: type[WatchedConnection] = WatchedConnection if pooled else _Unpooled
     with naming_poolers():
         return await made_as.connect(text, autocommit=True, prepare_threshold=threshold)
 
@@ -195,13 +196,11 @@ def connect_direct(dsn: str, *, role: str, settings: Mapping[str, str] = _NONE) 
     return conn
 
 
-async def aconnect_direct(
-    dsn: str, *, role: str, settings: Mapping[str, str] = _NONE
-) -> psycopg.AsyncConnection[TupleRow]:
+async def aconnect_direct(dsn: str, *, role: str, settings: Mapping[str, str] = _NONE) -> WatchedConnection:
     """Open an async connection that is a session of its own; otherwise as `connect_direct`."""
     mark, text = _marked(dsn, role, settings)
     with _refusing_poolers(dsn):
-        conn = await psycopg.AsyncConnection.connect(text, autocommit=True, prepare_threshold=None)
+        conn = await WatchedConnection.connect(text, autocommit=True, prepare_threshold=None)
     try:
         _prove(await (await conn.execute(_READ_MARK)).fetchone(), mark, dsn)
     except BaseException:
@@ -270,7 +269,7 @@ def _not_direct(dsn: str) -> BehindPooler:
     )
 
 
-class _Unpooled(psycopg.AsyncConnection[TupleRow]):
+class _Unpooled(WatchedConnection):
     """Says what it means when what it has prepared is not there, or is there already."""
 
     async def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:

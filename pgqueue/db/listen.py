@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import psycopg
 from psycopg import sql
 from psycopg.pq import PGnotify
-from psycopg.rows import TupleRow
 
 from pgqueue.db.connect import aconnect_direct, describe
 from pgqueue.db.failure import BehindPooler
+from pgqueue.db.waiting import WatchedConnection
 from pgqueue.store.statement import SCHEMA
 
 log = logging.getLogger("pgqueue.listen")
@@ -52,10 +52,8 @@ class Listener:
         self._on_ready = on_ready
         self._on_control = on_control
         self._key = "pgqueue.wake" if schema == SCHEMA else f'"{schema}".wake'  # as pgqueue.wake() computes it
-        self._conn: psycopg.AsyncConnection[TupleRow] | None = None
-        self._loop = asyncio.get_running_loop()
+        self._conn: WatchedConnection | None = None
         self._changed = asyncio.Event()
-        self._watched: int | None = None  # the connection's file descriptor, while the event loop looks at it
         self._wanted: frozenset[str] = frozenset()
         self._gates: frozenset[str] = frozenset()
         self._warned = False
@@ -92,13 +90,13 @@ class Listener:
             self._warned = True
 
     async def _connect(self) -> None:
-        conn = await aconnect_direct(self._dsn, role="listen")
-        self._conn = conn
+        conn = self._conn = await aconnect_direct(self._dsn, role="listen")
+        conn.answer_within = ANSWER_WITHIN
+        conn.on_lost = self._changed.set
         self._warned = False
         conn.pgconn.notify_handler = self._dispatch  # psycopg's own would fail at what it can't decode
         for channel in ("ready", "control"):
             await conn.execute(sql.SQL("listen {}").format(sql.Identifier(f"{self._schema}.{channel}")))
-        self._watch(conn)
         self._on_control(None)
         self._on_ready(None)
 
@@ -112,8 +110,8 @@ class Listener:
                 async with asyncio.timeout(PING_EVERY):
                     await self._changed.wait()
             except TimeoutError:
-                await self._execute("select 1")
-            if self._watched is None:
+                await self._conn.execute("select 1")
+            if self._conn.closed:
                 raise psycopg.OperationalError("the connection was closed by the server")
 
     async def _set_gates(self, wanted: frozenset[str]) -> None:
@@ -126,34 +124,8 @@ class Listener:
 
     async def _call(self, text: str, queues: frozenset[str]) -> None:
         if queues:
-            await self._execute(text, [self._key, sorted(queues)])
-
-    async def _execute(self, text: str, params: Sequence[object] | None = None) -> None:
-        """psycopg waits on the socket itself, so our own watch of it rests meanwhile."""
-        assert self._conn is not None
-        self._unwatch()
-        async with asyncio.timeout(ANSWER_WITHIN):  # on expiry an OSError, as a broken connection is
-            await self._conn.execute(text, params)
-        self._watch(self._conn)
-
-    def _watch(self, conn: psycopg.AsyncConnection[TupleRow]) -> None:
-        self._watched = conn.fileno()
-        self._loop.add_reader(self._watched, self._readable, conn)
-
-    def _unwatch(self) -> None:
-        """By the number, since a connection that broke does not know it any more; another one gets the same soon."""
-        if self._watched is not None:
-            self._loop.remove_reader(self._watched)
-            self._watched = None
-
-    def _readable(self, conn: psycopg.AsyncConnection[TupleRow]) -> None:
-        try:
-            conn.pgconn.consume_input()
-            while notify := conn.pgconn.notifies():
-                self._dispatch(notify)
-        except psycopg.Error:
-            self._unwatch()
-            self._changed.set()
+            assert self._conn is not None
+            await self._conn.execute(text, [self._key, sorted(queues)])
 
     def _dispatch(self, notify: PGnotify) -> None:
         """Anybody may send anything; none of it may end the listening."""
@@ -169,6 +141,5 @@ class Listener:
     async def _close(self) -> None:
         conn, self._conn = self._conn, None
         self._gates = frozenset()
-        self._unwatch()
         if conn is not None:
             await conn.close()

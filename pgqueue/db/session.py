@@ -8,13 +8,11 @@ Never: shared with user code.
 from __future__ import annotations
 
 import asyncio
-import time
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import psycopg
 from psycopg import AsyncConnection, AsyncCursor, Connection, Cursor
-from psycopg.abc import PQGen
 from psycopg.adapt import Buffer, Dumper
 from psycopg.pq import Format
 from psycopg.rows import TupleRow
@@ -22,11 +20,11 @@ from psycopg.types.datetime import TimestamptzBinaryLoader
 
 from pgqueue.db.connect import aconnect, conninfo, resolve_dsn
 from pgqueue.db.failure import naming_poolers
+from pgqueue.db.waiting import ANSWER_WITHIN, ImpatientConnection, NoAnswer
 from pgqueue.store.arrays import BinaryArray, Int4Array, Int8Array, TimestampArray
 from pgqueue.store.statement import Statement
 
 T = TypeVar("T")
-ANSWER_WITHIN = 30.0  # seconds; the engine's statements take milliseconds
 
 
 class AnyTimestamptz(TimestamptzBinaryLoader):
@@ -66,34 +64,6 @@ def adapt(conn: psycopg.AsyncConnection[TupleRow] | psycopg.Connection[TupleRow]
         conn.adapters.register_dumper(array, dumper)
 
 
-class NoAnswer(psycopg.OperationalError):
-    """The server has not answered in time: it, or something in between, keeps the connection open and says nothing."""
-
-
-class ImpatientConnection(Connection[TupleRow]):
-    """A connection that raises NoAnswer after `answer_within` seconds. TCP's own limits see a dead network only."""
-
-    answer_within = ANSWER_WITHIN
-
-    def wait(self, gen: PQGen[T], *args: Any, **kwargs: Any) -> T:
-        return super().wait(_within(self.answer_within, gen), *args, **kwargs)
-
-
-def _within(seconds: float, gen: PQGen[T]) -> PQGen[T]:
-    """`gen` with a deadline. What drives it sends what the socket is ready for: nothing, every now and then."""
-    deadline = time.monotonic() + seconds
-    try:
-        wanted = next(gen)
-        while True:
-            ready = yield wanted
-            if not ready and time.monotonic() > deadline:
-                raise NoAnswer(f"no answer within {seconds:g} s")
-            wanted = gen.send(ready)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-
-
 class Session:
     """A connection for one loop of the engine.
 
@@ -116,15 +86,11 @@ class Session:
             await self._open()
         assert self._cursor is not None
         try:
-            async with asyncio.timeout(ANSWER_WITHIN):
-                await self._cursor.execute(statement.sql, statement.params)
-                return statement.decode(await self._cursor.fetchall())
-        except asyncio.CancelledError:
-            await self.close()  # its answer is still under way
-            raise
-        except TimeoutError as error:
+            await self._cursor.execute(statement.sql, statement.params)
+            return statement.decode(await self._cursor.fetchall())
+        except (NoAnswer, asyncio.CancelledError):  # the answer is still under way
             await self.close()
-            raise NoAnswer(f"no answer within {ANSWER_WITHIN:g} s") from error
+            raise
         except psycopg.errors.FeatureNotSupported:  # "cached plan must not change result type", for ever
             await self.close()
             raise

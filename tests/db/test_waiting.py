@@ -1,0 +1,110 @@
+"""A connection that the event loop watches: what it hears by itself, and how a statement without an answer ends."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from pgqueue.db.connect import aconnect_direct
+from pgqueue.db.waiting import NoAnswer, WatchedConnection
+
+LARGE = 32 * 1024 * 1024  # more than a socket takes at once
+LOCK = 77
+
+
+@pytest.fixture
+async def watched(dsn: str) -> AsyncIterator[WatchedConnection]:
+    conn = await aconnect_direct(dsn, role="test")
+    yield conn
+    await conn.close()
+
+
+async def test_a_statement_larger_than_the_sockets_buffer_and_its_answer_go_through(watched: WatchedConnection) -> None:
+    text = "x" * LARGE
+    for _ in range(2):
+        assert await (await watched.execute("select %s::text", [text])).fetchone() == (text,)
+    assert await (await watched.execute("select 1")).fetchone() == (1,)
+
+
+async def test_a_failed_statement_leaves_the_connection_as_it_was(watched: WatchedConnection) -> None:
+    with pytest.raises(psycopg.errors.DivisionByZero):
+        await watched.execute("select 1 / 0")
+    assert await (await watched.execute("select 1")).fetchone() == (1,)
+
+
+async def test_a_notification_comes_when_nobody_asks_and_between_statements(
+    watched: WatchedConnection, conn: psycopg.Connection
+) -> None:
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    watched.pgconn.notify_handler = lambda notify: heard.put_nowait(notify.extra)
+    await watched.execute(sql.SQL("listen waiting_test"))
+    for n in range(3):
+        conn.execute("select pg_notify('waiting_test', %s)", [str(n)])
+        assert await asyncio.wait_for(heard.get(), 10) == str(n).encode()
+        await watched.execute("select 1")
+
+
+async def test_the_end_of_an_idle_connection_is_noticed_at_once(
+    watched: WatchedConnection, conn: psycopg.Connection
+) -> None:
+    lost = asyncio.Event()
+    watched.on_lost = lost.set
+    conn.execute("select pg_terminate_backend(%s)", [watched.info.backend_pid])
+    await asyncio.wait_for(lost.wait(), 10)
+    assert watched.closed
+    with pytest.raises(psycopg.OperationalError):
+        await watched.execute("select 1")
+
+
+async def test_a_connection_that_ends_during_a_statement_fails_it(
+    watched: WatchedConnection, conn: psycopg.Connection
+) -> None:
+    statement = await blocked(watched, conn)
+    conn.execute("select pg_terminate_backend(%s)", [watched.info.backend_pid])
+    with pytest.raises(psycopg.OperationalError):
+        await statement
+    assert watched.closed
+
+
+async def test_a_statement_without_an_answer_is_given_up_and_cancelled_on_the_server(
+    watched: WatchedConnection, conn: psycopg.Connection
+) -> None:
+    watched.answer_within = 0.2
+    pid = watched.info.backend_pid
+    statement = await blocked(watched, conn)
+    with pytest.raises(NoAnswer, match=r"no answer within 0\.2 s"):
+        await statement
+    await until_given_up(conn, pid)
+
+
+async def test_a_statement_whose_task_is_cancelled_is_cancelled_on_the_server(
+    watched: WatchedConnection, conn: psycopg.Connection
+) -> None:
+    pid = watched.info.backend_pid
+    statement = await blocked(watched, conn)
+    statement.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await statement
+    await until_given_up(conn, pid)
+
+
+async def blocked(watched: WatchedConnection, conn: psycopg.Connection) -> asyncio.Task[object]:
+    """A statement that waits for a lock of `conn`, which the server has."""
+    conn.execute("select pg_advisory_lock(%s)", [LOCK])
+    task: asyncio.Task[object] = asyncio.create_task(watched.execute("select pg_advisory_lock(%s)", [LOCK]))
+    await until(conn, "select count(*) = 1 from pg_locks where pid = %s and not granted", watched.info.backend_pid)
+    return task
+
+
+async def until_given_up(conn: psycopg.Connection, pid: int) -> None:
+    await until(conn, "select count(*) = 0 from pg_locks where pid = %s and not granted", pid)
+
+
+async def until(conn: psycopg.Connection, query: str, pid: int) -> None:
+    async with asyncio.timeout(10):
+        while conn.execute(query, [pid]).fetchone() != (True,):  # noqa: ASYNC110 - seen in the server
+            await asyncio.sleep(0.01)
