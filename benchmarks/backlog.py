@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import psycopg
 
 from benchmarks.drain import Drain, drained, filled_and_drained, state
 from benchmarks.harness import Bench, fill
-from benchmarks.report import Report
+from benchmarks.report import Report, interleave
 
 BAR = 0.95
 PLAIN_RUN, BEHIND = "nothing else waits", "a million wait behind them"
@@ -20,19 +22,21 @@ def measure(bench: Bench) -> Report:
         f" {waiting:,} or more wait when they are done.",
     )
     bench.announce("backlog", 2)
-    drains: dict[str, list[Drain]] = {PLAIN_RUN: [], BEHIND: []}
     with bench.database() as dsn:
         fill(dsn, waiting + bench.rounds * count)
-        for turn in range(bench.rounds):
-            if turn % 2:  # each is first in turn
-                drains[PLAIN_RUN].append(filled_and_drained(bench, count))
-            drains[BEHIND].append(drained(bench, dsn, count))
-            if turn % 2 == 0:
-                drains[PLAIN_RUN].append(filled_and_drained(bench, count))
-            with psycopg.connect(dsn, autocommit=True) as conn:
-                conn.execute("vacuum analyze")  # as the other was, which is new
+        drains = interleave(
+            bench.rounds,
+            {PLAIN_RUN: partial(filled_and_drained, bench, count), BEHIND: partial(_behind, bench, dsn, count)},
+        )
     rates = state(report, drains)
     report.at_least(
         "With a million waiting behind them jobs are completed at {}", rates[BEHIND].over(rates[PLAIN_RUN]), BAR
     )
     return report
+
+
+def _behind(bench: Bench, dsn: str, count: int) -> Drain:
+    drain = drained(bench, dsn, count)
+    with psycopg.connect(dsn, autocommit=True) as conn:
+        conn.execute("vacuum analyze")  # as the other was, which is new
+    return drain

@@ -10,7 +10,8 @@ import psycopg
 from benchmarks.app import noop, stamp
 from benchmarks.harness import FILL_BATCH, Bench, completed, wait_until_completed
 from benchmarks.processes import Stamps, stamps, worker
-from benchmarks.report import Figure, Report, percentile
+from benchmarks.report import Figure, Report
+from pgqueue.bench.figures import percentile
 
 SAME, OTHER = "default", "aside"
 PACE = 100  # ordinary jobs a second, one in each queue after the other

@@ -23,8 +23,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from benchmarks import machine
 from benchmarks.app import noop
-from benchmarks.report import percentile
 from pgqueue import PgQueue
+from pgqueue.bench.figures import percentile
 from pgqueue.demo.postgres import EmbeddedServer
 from pgqueue.tasks.task import Task
 

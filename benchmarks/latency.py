@@ -10,7 +10,8 @@ import psycopg
 from benchmarks.app import stamp
 from benchmarks.harness import Bench
 from benchmarks.processes import stamps, worker
-from benchmarks.report import Figure, Report, interleave, percentile
+from benchmarks.report import Figure, Report, interleave
+from pgqueue.bench.figures import percentile
 
 P50_BAR_MS = 3.0
 P99_BAR_MS = 10.0

@@ -11,7 +11,8 @@ import psycopg
 
 from benchmarks.harness import Bench, completed, use, wait_until_completed
 from benchmarks.processes import python, say, stamps, told, worker
-from benchmarks.report import Figure, Report, interleave, percentile
+from benchmarks.report import Figure, Report, interleave
+from pgqueue.bench.figures import percentile
 
 PACE = 2_000  # jobs a second
 KEPT_BAR = 0.95

@@ -16,8 +16,9 @@ from psycopg.conninfo import conninfo_to_dict
 from benchmarks.drain import pinning
 from benchmarks.harness import POLL, Bench, completed, fill
 from benchmarks.processes import worker
-from benchmarks.report import Figure, Report, interleave, percentile
+from benchmarks.report import Figure, Report, interleave
 from pgqueue import PgQueue
+from pgqueue.bench.figures import percentile
 
 RATE_BAR, CLAIM_BAR = 0.9, 2.0
 WITHIN = 300.0

@@ -125,9 +125,3 @@ def interleave(rounds: int, measurements: Mapping[K, Callable[[], T]]) -> dict[K
         for name in order[turn:] + order[:turn]:
             results[name].append(measurements[name]())
     return results
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of all values do not exceed."""
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

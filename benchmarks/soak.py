@@ -17,7 +17,8 @@ import psycopg
 from benchmarks.harness import Bench, completed
 from benchmarks.machine import process_seconds, resident_mb
 from benchmarks.processes import Stamps, WorkerProcess, python, say, stamps, told, worker
-from benchmarks.report import Figure, Report, percentile
+from benchmarks.report import Figure, Report
+from pgqueue.bench.figures import percentile
 
 PACE, THREADS = 500, 4
 MINUTES = 60.0

@@ -17,7 +17,7 @@ from benchmarks.harness import Bench
 from benchmarks.peers.interface import DRAIN, ENQUEUE, LATENCY, Configuration, Environment, Peer, Store
 from benchmarks.peers.processes import WorkerProcess, producer, worker
 from benchmarks.processes import Stamps, stamps
-from benchmarks.report import percentile
+from pgqueue.bench.figures import percentile
 
 BATCH = 1_000
 PARTS = 20  # a drain's; the first one warms up

@@ -158,14 +158,14 @@ class _Asked:
 
     def __init__(self) -> None:
         self.number = 0
-        self._before: dict[int, object] = {}
+        self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> None:
         self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
 
     def __exit__(self, *error: object) -> None:
         for number, action in self._before.items():
-            signal.signal(number, action)  # type: ignore[arg-type]  # as it was given to us
+            signal.signal(number, action or signal.SIG_DFL)  # None: not Python's, which can't be put back
 
     def nobody(self) -> bool:
         return self.number == 0

@@ -66,7 +66,7 @@ def demo(*, keep: bool, stop: bool, workers: int, files: int | None, directory: 
         return 128 + int(error.args[0])
     finally:
         for number, action in before.items():
-            signal.signal(number, action)
+            signal.signal(number, action or signal.SIG_DFL)  # None: not Python's, which can't be put back
 
 
 def _demo(kept: Home, *, keep: bool, workers: int, files: int | None, temporary_home: bool) -> int:

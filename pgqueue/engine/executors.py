@@ -50,7 +50,7 @@ def returned(value: object) -> Ended:
         text = encode_result(value)
     except Exception as error:
         return Raised(error)
-    return NOTHING if text in (None, b"null") else Returned(text.decode())
+    return NOTHING if text is None else Returned(text.decode())
 
 
 def raised(error: BaseException, attempt: Attempt) -> Ended:

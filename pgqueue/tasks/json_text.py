@@ -231,11 +231,12 @@ def check_object_text(subject: str, text: str) -> str:
 
 
 def encode_result(value: object) -> bytes | None:
-    """The JSON text of what a task returned; None for None.
+    """The JSON text of what a task returned; None for None and for whatever else JSON calls null.
 
     raises  InvalidJob naming the path of what can't be stored
     """
-    return None if value is None else encode_value("result", value)
+    text = b"null" if value is None else encode_value("result", value)
+    return None if text == b"null" else text
 
 
 def _short(value: object) -> str:
