@@ -17,6 +17,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from pgqueue.db.failure import DatabaseError, is_outage
 from pgqueue.db.session import Session
@@ -36,7 +37,22 @@ SMOOTHING = 0.2  # seconds after which a lane's rate is forgotten
 QUIET_FOR = 0.1  # seconds for which a queue has had work when NOTIFY is not wanted any more
 BUSY, CALM = 800.0, 400.0  # jobs a second from which, and down to which, it isn't wanted either
 LOOK_EVERY = 0.002  # seconds, in a queue that is busy
+ALLOWED_AGAIN = 0.1  # seconds after which to ask again whether claiming is allowed
 AGAIN = 0.005  # seconds after which to look again for what another worker may have had locked
+
+
+class Alarm:
+    """Rings once, some seconds after it was set; set anew it forgets the time before."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        self._ring = ring
+        self._handle: asyncio.TimerHandle | None = None
+
+    def set(self, seconds: float) -> None:
+        """On the event loop's thread."""
+        if self._handle is not None:
+            self._handle.cancel()
+        self._handle = asyncio.get_running_loop().call_later(seconds, self._ring)
 
 
 class Supply:
@@ -44,14 +60,16 @@ class Supply:
 
     promising  it may have work: claim from it as soon as there is room
     busy       it has work so often that looking costs less than being woken. Nobody wakes us for it then: it is
-               promising, or will be when `promise_in` strikes
+               promising, or will be when its alarm rings
+    alarm      makes it promising
     was_empty  it had none when we last looked
     chunk      jobs per row of `ready`, lately
     recheck    when to look again for what another worker may have had locked
     """
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, alarm: Alarm) -> None:
         self.lane = lane
+        self.alarm = alarm
         self.marks = Marks()
         self.promising = True
         self.promising_since = time.monotonic()
@@ -63,19 +81,12 @@ class Supply:
         self.recheck = Backoff(first=AGAIN, cap=1.0)
         self._rate = 0.0
         self._measured = (time.monotonic(), 0)
-        self._later: asyncio.TimerHandle | None = None
 
     def promise(self) -> None:
         """There may be work."""
         if not self.promising:
             self.promising = True
             self.promising_since = time.monotonic()
-
-    def promise_in(self, seconds: float, wake: Callable[[str], None]) -> None:
-        """`wake` our queue after a while; what was to wake it at another time doesn't any more."""
-        if self._later is not None:
-            self._later.cancel()
-        self._later = asyncio.get_running_loop().call_later(seconds, wake, self.lane.queue)
 
     def room(self) -> int:
         """How many jobs it should be given now; 0 unless it is worth a claim."""
@@ -128,7 +139,7 @@ class Claimer:
         self._session = session
         self._schema = schema
         self._worker = worker
-        self._supplies = {lane.queue: Supply(lane) for lane in lanes}
+        self._supplies = {lane.queue: Supply(lane, Alarm(partial(self.wake, lane.queue))) for lane in lanes}
         self._by_kind = {kind: (task, executor_of(task)) for kind, task in tasks.items()}
         self._kinds = sorted(tasks)
         self._completer = completer
@@ -139,6 +150,7 @@ class Claimer:
         self._in_doubt: tuple[Supply, Lease] | None = None  # a claim that has not been answered
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
+        self._alarm = Alarm(self._wake.set)
         self._asleep = False
         self._stopping = asyncio.Event()
         self._quiet: frozenset[str] = frozenset()
@@ -189,7 +201,7 @@ class Claimer:
             gate(self._quiet)
             if not claimed:
                 if any(self._supplies[queue].promising for queue in self._quiet):
-                    self._loop.call_later(QUIET_FOR, self._wake.set)
+                    self._alarm.set(QUIET_FOR)
                 await self._wake.wait()
 
     def _quiet_queues(self) -> frozenset[str]:
@@ -205,7 +217,7 @@ class Claimer:
     async def _round(self) -> bool:
         """Claim once for each lane that wants it; did any get something?"""
         if not self.allowed or self._completer.backlog > BACKLOG:
-            self._loop.call_later(0.1, self._wake.set)
+            self._alarm.set(ALLOWED_AGAIN)
             return False
         claimed = False
         for supply in self._supplies.values():
@@ -297,7 +309,7 @@ class Claimer:
         """The queue gave less than there was room for: is there more, at another priority or locked by others?"""
         supply.promising = False  # before we ask: what wakes us from here on may have come too late for the answer
         if supply.busy:
-            supply.promise_in(LOOK_EVERY, self.wake)
+            supply.alarm.set(LOOK_EVERY)
             if found and not supply.marks.full_is_due:
                 return
         full = supply.marks.full_is_due or not (found or supply.busy)
@@ -309,7 +321,7 @@ class Claimer:
             supply.was_empty = True
             supply.recheck.reset()
         elif not supply.busy:  # another worker has it locked this instant, or it is paused, or our heartbeat is late
-            supply.promise_in(supply.recheck.next(), self.wake)
+            supply.alarm.set(supply.recheck.next())
 
     async def _survey(self, supply: Supply, *, full: bool) -> tuple[bool, bool]:
         """Have priorities turned up that were not known, and have those that were known more work for us?"""
