@@ -102,7 +102,7 @@ class Listener:
 
     async def _serve(self) -> None:
         assert self._conn is not None
-        while True:
+        while not self._conn.closed:
             self._changed.clear()
             if self._wanted != self._gates:
                 await self._set_gates(self._wanted)
@@ -111,8 +111,7 @@ class Listener:
                     await self._changed.wait()
             except TimeoutError:
                 await self._conn.execute("select 1")
-            if self._conn.closed:
-                raise psycopg.OperationalError("the connection was closed by the server")
+        raise psycopg.OperationalError("the connection was closed by the server")
 
     async def _set_gates(self, wanted: frozenset[str]) -> None:
         taken = wanted - self._gates

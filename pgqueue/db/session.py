@@ -7,7 +7,6 @@ Never: shared with user code.
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -88,9 +87,6 @@ class Session:
         try:
             await self._cursor.execute(statement.sql, statement.params)
             return statement.decode(await self._cursor.fetchall())
-        except (NoAnswer, asyncio.CancelledError):  # the answer is still under way
-            await self.close()
-            raise
         except psycopg.errors.FeatureNotSupported:  # "cached plan must not change result type", for ever
             await self.close()
             raise

@@ -41,7 +41,8 @@ select array[id], 1, pgqueue.wake(queue) from job
 -- crashed server took its lease with it, so the completion finds no lease. The trailing rows (kind null)
 -- are the marks, one per priority, in the columns that fit: the mark as id, the number of chunks as claim, that of
 -- their ids as attempt, the time as expires_at. (Columns of their own would cost every job; JSON is text for the same
--- reason.)
+-- reason. Plans without the split, the byte cap and the marks were tried for the job that an idle worker wakes up for:
+-- 1.14 ms instead of 1.19.)
 with setting as materialized (select set_config('synchronous_commit', 'off', true)),
 head as materialized (
   select r.place, r.seq, r.length, r.bytes

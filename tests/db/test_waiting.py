@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -11,6 +13,7 @@ from psycopg import sql
 
 from pgqueue.db.connect import aconnect_direct
 from pgqueue.db.waiting import NoAnswer, WatchedConnection
+from tests.crash.kit import Proxy
 
 LARGE = 32 * 1024 * 1024  # more than a socket takes at once
 LOCK = 77
@@ -30,17 +33,22 @@ async def test_a_statement_larger_than_the_sockets_buffer_and_its_answer_go_thro
     assert await (await watched.execute("select 1")).fetchone() == (1,)
 
 
-async def test_a_failed_statement_leaves_the_connection_as_it_was(watched: WatchedConnection) -> None:
+async def test_a_failed_statement_leaves_the_connection_as_it_was(
+    watched: WatchedConnection, conn: psycopg.Connection
+) -> None:
+    heard = hearing(watched)
+    await watched.execute(sql.SQL("listen waiting_test"))
     with pytest.raises(psycopg.errors.DivisionByZero):
         await watched.execute("select 1 / 0")
+    conn.execute("notify waiting_test, 'after'")
+    assert await asyncio.wait_for(heard.get(), 10) == b"after"
     assert await (await watched.execute("select 1")).fetchone() == (1,)
 
 
 async def test_a_notification_comes_when_nobody_asks_and_between_statements(
     watched: WatchedConnection, conn: psycopg.Connection
 ) -> None:
-    heard: asyncio.Queue[bytes] = asyncio.Queue()
-    watched.pgconn.notify_handler = lambda notify: heard.put_nowait(notify.extra)
+    heard = hearing(watched)
     await watched.execute(sql.SQL("listen waiting_test"))
     for n in range(3):
         conn.execute("select pg_notify('waiting_test', %s)", [str(n)])
@@ -70,6 +78,29 @@ async def test_a_connection_that_ends_during_a_statement_fails_it(
     assert watched.closed
 
 
+async def test_a_connection_that_breaks_while_a_large_statement_is_sent_fails_it(dsn: str) -> None:
+    port = urlsplit(dsn).port or 5432
+    with contextlib.closing(Proxy(port)) as proxy:
+        watched = await aconnect_direct(dsn.replace(f":{port}/", f":{proxy.port}/"), role="test")
+        proxy.freeze("test")
+        statement = asyncio.create_task(watched.execute("select %s::text", ["x" * LARGE]))
+        while not watched._writing:  # noqa: ASYNC110 - until the socket takes no more
+            await asyncio.sleep(0.01)
+        proxy.close()
+        with pytest.raises(psycopg.OperationalError) as caught:
+            await asyncio.wait_for(statement, 10)
+        assert not isinstance(caught.value, NoAnswer)
+        assert watched.closed
+        await watched.close()
+
+
+async def test_closing_fails_the_statement_under_way(watched: WatchedConnection, conn: psycopg.Connection) -> None:
+    statement = await blocked(watched, conn)
+    await watched.close()
+    with pytest.raises(psycopg.OperationalError, match="closed while a statement was under way"):
+        await statement
+
+
 async def test_a_statement_without_an_answer_is_given_up_and_cancelled_on_the_server(
     watched: WatchedConnection, conn: psycopg.Connection
 ) -> None:
@@ -78,6 +109,7 @@ async def test_a_statement_without_an_answer_is_given_up_and_cancelled_on_the_se
     statement = await blocked(watched, conn)
     with pytest.raises(NoAnswer, match=r"no answer within 0\.2 s"):
         await statement
+    assert watched.closed
     await until_given_up(conn, pid)
 
 
@@ -90,6 +122,13 @@ async def test_a_statement_whose_task_is_cancelled_is_cancelled_on_the_server(
     with pytest.raises(asyncio.CancelledError):
         await statement
     await until_given_up(conn, pid)
+
+
+def hearing(watched: WatchedConnection) -> asyncio.Queue[bytes]:
+    """What notifications say."""
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+    watched.pgconn.notify_handler = lambda notify: heard.put_nowait(notify.extra)
+    return heard
 
 
 async def blocked(watched: WatchedConnection, conn: psycopg.Connection) -> asyncio.Task[object]:
