@@ -37,7 +37,7 @@ from benchmarks import (
     wal,
 )
 from benchmarks.harness import Bench, open_bench
-from benchmarks.machine import Steal
+from benchmarks.machine import Steal, end_in_order_on_sigterm
 from benchmarks.report import Report
 
 Claim = Callable[[Bench], Report]
@@ -76,6 +76,7 @@ def main(arguments: Sequence[str]) -> int:
     """Measure what was asked for; 1 if a claim missed its bar."""
     options = _checked(_parser(), arguments)
     chosen = options.claims or [*CLAIMS, *(LONG if options.all else ())]
+    end_in_order_on_sigterm()
     with open_bench(options.dsn, quick=options.quick, minutes=options.minutes) as bench:
         conditions = bench.conditions()
         print("  ".join(f"{name} {value}" for name, value in conditions.items()), flush=True)

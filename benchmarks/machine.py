@@ -8,12 +8,19 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 PROC = Path("/proc")
 STEAL = 7  # place of `steal` among the numbers of /proc/stat's first line
 COUNTED = 8  # the numbers after it repeat some of those before
+
+
+def end_in_order_on_sigterm() -> None:
+    """Let SIGTERM unwind this process as Ctrl-C does, so that the servers and workers it has started end too."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def cpu_name() -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.harness import open_bench
-from benchmarks.machine import Steal
+from benchmarks.machine import Steal, end_in_order_on_sigterm
 from benchmarks.peers import table
 from benchmarks.peers.install import DEFAULT_CACHE
 from benchmarks.peers.interface import WORKLOADS
@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
         from benchmarks.peers import plots  # matplotlib is optional: not having it is said before the measurements
 
         plots.check()
+    end_in_order_on_sigterm()
     with open_bench(options.dsn, quick=options.quick) as bench:
         conditions = _durable(bench.conditions(), options.dsn)
         print("  ".join(f"{name} {value}" for name, value in conditions.items()), flush=True)

@@ -22,7 +22,7 @@ PEER = PostgresPeer(
     enqueues=(2_000, 60_000),
     configurations=(
         Configuration("default", "50 workers (its QueueConfig's default)", {"queue": {"max_workers": 50}}, jobs=8_000),
-        Configuration(
+        Configuration(  # no faster: four claimers, 128 or 256 workers; four stripes of storage never began
             "fast",
             "1,024 workers, claim_batch_size 512, 20 connections",
             {

@@ -15,7 +15,7 @@ PEER = PostgresPeer(
     enqueues=(1_000, 8_000),
     configurations=(
         Configuration("default", "uvloop, orjson, queue limit 10, pool of 10", {"limit": 10}, jobs=3_000),
-        Configuration(
+        Configuration(  # limits of 200 and 4,000: the same within what runs differ
             "fast", "as default, with queue limit 1,000", {"limit": 1_000}, jobs=8_000, workloads=(DRAIN, LATENCY)
         ),
     ),

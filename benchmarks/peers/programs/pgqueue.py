@@ -17,13 +17,13 @@ async def noop(number: int, action: str, address: str, lang: str, attempt: int) 
 
 
 class Enqueue:
-    """Each call is a transaction of its own."""
+    """Awaited, as the peers' are; each call is a transaction of its own."""
 
     async def one(self, args: Args) -> None:
-        noop.enqueue(**args)
+        await noop.aenqueue(**args)
 
     async def many(self, rows: list[Args]) -> None:
-        noop.enqueue_many([dict(row) for row in rows])
+        await noop.aenqueue_many([dict(row) for row in rows])
 
 
 def install() -> None:
