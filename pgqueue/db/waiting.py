@@ -82,7 +82,7 @@ class WatchedConnection(psycopg.AsyncConnection[TupleRow]):
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[T] = loop.create_future()
         self._under_way = gen, answer
-        late = loop.call_later(self.answer_within, self._fail, NoAnswer(self.answer_within))
+        late = loop.call_later(self.answer_within, self._give_up)
         try:
             self._advance(gen, answer)
             return await answer
@@ -141,6 +141,9 @@ class WatchedConnection(psycopg.AsyncConnection[TupleRow]):
             _, answer = self._under_way
             if not answer.done():
                 answer.set_exception(error)
+
+    def _give_up(self) -> None:
+        self._fail(NoAnswer(self.answer_within))
 
     async def _abandon(self) -> None:
         """Cancel the statement on the server, and close: its answer may come yet."""

@@ -1,0 +1,52 @@
+"""`python -m benchmarks.peers.markdown FILE`: the table of a measurement (its --json) for the README.
+
+Never: shows a figure that is not in the file.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.interface import ENQUEUE, LATENCY
+from benchmarks.peers.runner import FEW
+from benchmarks.peers.table import COLUMNS, WORKLOAD_OF
+from benchmarks.report import Figure
+
+HEAD = ("", "jobs/s", "enqueued one by one, /s", "1,000 at once, jobs/s", "enqueued to started, p50, ms", "p99, ms")
+
+
+def lines(document: Mapping[str, Any]) -> Iterator[str]:
+    """One row per peer and configuration, as measured."""
+    yield _row(HEAD)
+    yield _row(["---"] * len(HEAD))
+    for result in document["results"]:
+        yield _row([_label(result), *(_cell(result, name) for name in COLUMNS)])
+
+
+def _label(result: Mapping[str, Any]) -> str:
+    name = result["title"]
+    if result["peer"] == "pgqueue":
+        return f"**{name}**"
+    return f"{name} {next(iter(result['versions'].values()))}, {result['configuration']}"
+
+
+def _cell(result: Mapping[str, Any], name: str) -> str:
+    if figure := result["figures"].get(name):
+        digits = 2 if WORKLOAD_OF[name] == LATENCY else int(figure["median"] < FEW)
+        shown = Figure(figure["samples"], digits=digits)
+        return f"{shown.show(shown.median)} ({shown.show(min(shown.samples))} to {shown.show(max(shown.samples))})"
+    if WORKLOAD_OF[name] in result["too_slow"]:
+        return "too slow"
+    return "as default" if WORKLOAD_OF[name] == ENQUEUE else "-"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    print("\n".join(lines(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))))
