@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.peers.interface import ENQUEUE, LATENCY
 from benchmarks.peers.runner import FEW
-from benchmarks.peers.table import COLUMNS, WORKLOAD_OF
+from benchmarks.peers.table import COLUMNS, OURS, WORKLOAD_OF
 from benchmarks.report import Figure
 
 HEAD = ("", "jobs/s", "enqueued one by one, /s", "1,000 at once, jobs/s", "enqueued to started, p50, ms", "p99, ms")
@@ -28,10 +28,10 @@ def lines(document: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _label(result: Mapping[str, Any]) -> str:
-    name = result["title"]
-    if result["peer"] == "pgqueue":
-        return f"**{name}**"
-    return f"{name} {next(iter(result['versions'].values()))}, {result['configuration']}"
+    if result["peer"] == OURS:
+        return f"**{result['title']}**"
+    name, comma, storage = result["title"].partition(",")
+    return f"{name} {next(iter(result['versions'].values()))}{comma}{storage}, {result['configuration']}"
 
 
 def _cell(result: Mapping[str, Any], name: str) -> str:

@@ -49,7 +49,7 @@ CHARTS = (
     ),
     Chart(
         LATENCY,
-        "Idle worker, 20 jobs a second: from the commit to the first line of the task",
+        "Idle worker, 20 jobs a second: from enqueue's return to the first line of the task",
         "ms",
         {"latency p50": "p50: shorter is better", "latency p99": "p99: shorter is better"},
         digits=1,
@@ -124,14 +124,14 @@ def _bar(axes: Axes, chart: Chart, result: Json, name: str, place: int) -> None:
     whisker = [[median - min(samples)], [max(samples) - median]]
     colour = OURS if result["peer"] == "pgqueue" else OTHERS
     axes.barh(place, median, 0.72, color=colour, xerr=whisker, ecolor="#333", capsize=2)
-    digits = max(chart.digits, int(median < FEW))
+    digits = chart.digits + int(median < FEW)
     axes.text(max(samples), place, f"  {median:,.{digits}f}", va="center", fontsize=7.5)
 
 
 def _dress(axes: Axes, title: str, unit: str) -> None:
     axes.set_title(title, loc="left", fontsize=8.5, color="#445")
     axes.set_xlabel(unit, fontsize=8.5)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_major_formatter("{x:,g}")
     axes.tick_params(labelsize=8)
     axes.locator_params(axis="x", nbins=5)
     axes.spines[["top", "right"]].set_visible(False)

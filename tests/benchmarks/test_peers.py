@@ -14,7 +14,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from benchmarks.harness import Bench
-from benchmarks.peers import pgqueue, plots, table
+from benchmarks.peers import markdown, pgqueue, plots, table
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.install import PROGRAMS, made, node_peer, python_peer
 from benchmarks.peers.interface import DRAIN, ENQUEUE, LATENCY, WORKLOADS, Configuration, Environment, Unavailable
@@ -24,6 +24,7 @@ from benchmarks.peers.runner import Outcome, Result, run
 from benchmarks.peers.stores import url
 from benchmarks.report import Figure
 
+REPOSITORY = Path(__file__).parents[2]
 TINY = replace(
     pgqueue.PEER, enqueues=(20, 200), configurations=(Configuration("default", "as it comes", {}, jobs=400),)
 )
@@ -152,3 +153,12 @@ def test_pictures_are_drawn_of_what_there_is(tmp_path: Path) -> None:
     wanted = {tmp_path / f"{name}.{suffix}" for name in (DRAIN, LATENCY) for suffix in ("png", "svg")}
     assert set(plots.write(document, tmp_path)) == wanted
     assert all(path.stat().st_size > 1000 for path in wanted)
+
+
+def test_the_readme_shows_the_measurement_that_is_kept() -> None:
+    kept = json.loads((REPOSITORY / "benchmarks" / "results" / "peers.json").read_text(encoding="utf-8"))
+    assert "\n".join(markdown.lines(kept)) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert not kept["quick"]
+    assert {result["peer"] for result in kept["results"]} == set(PEERS)
+    assert not kept["skipped"]
+    assert not any(result["failures"] for result in kept["results"])
