@@ -83,10 +83,11 @@ class Session:
         """
         if self._cursor is None or self._conn is None or self._conn.closed:
             await self._open()
-        assert self._cursor is not None
+        cursor = self._cursor
+        assert cursor is not None
         try:
-            await self._cursor.execute(statement.sql, statement.params)
-            return statement.decode(await self._cursor.fetchall())
+            await cursor.execute(statement.sql, statement.params)
+            return statement.decode(await cursor.fetchall())
         except psycopg.errors.FeatureNotSupported:  # "cached plan must not change result type", for ever
             await self.close()
             raise

@@ -12,11 +12,15 @@ import pytest
 from psycopg import sql
 
 from pgqueue.db.connect import aconnect_direct
+from pgqueue.db.listen import Listener
 from pgqueue.db.waiting import NoAnswer, WatchedConnection
 from tests.crash.kit import Proxy
 
 LARGE = 32 * 1024 * 1024  # more than a socket takes at once
 LOCK = 77
+END_LISTENERS = """
+select pg_terminate_backend(pid) from pg_stat_activity where datname = %s and application_name = 'pgqueue listen'
+"""
 
 
 @pytest.fixture
@@ -84,8 +88,9 @@ async def test_a_connection_that_breaks_while_a_large_statement_is_sent_fails_it
         watched = await aconnect_direct(dsn.replace(f":{port}/", f":{proxy.port}/"), role="test")
         proxy.freeze("test")
         statement = asyncio.create_task(watched.execute("select %s::text", ["x" * LARGE]))
-        while not watched._writing:  # noqa: ASYNC110 - until the socket takes no more
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            while not watched._writing:  # noqa: ASYNC110 - until the socket takes no more
+                await asyncio.sleep(0.01)
         proxy.close()
         with pytest.raises(psycopg.OperationalError) as caught:
             await asyncio.wait_for(statement, 10)
@@ -121,7 +126,23 @@ async def test_a_statement_whose_task_is_cancelled_is_cancelled_on_the_server(
     statement.cancel()
     with pytest.raises(asyncio.CancelledError):
         await statement
+    assert watched.closed
     await until_given_up(conn, pid)
+
+
+async def test_a_listener_whose_connection_ends_is_back_at_once(fresh_db: str, conn: psycopg.Connection) -> None:
+    """Not with its next question whether the server is there, 15 seconds later."""
+    ready: asyncio.Queue[str | None] = asyncio.Queue()
+    listener = Listener(fresh_db, schema="pgqueue", on_ready=ready.put_nowait, on_control=lambda what: None)
+    listening = asyncio.create_task(listener.run())
+    try:
+        for _ in range(3):
+            assert await asyncio.wait_for(ready.get(), 10) is None
+            conn.execute(END_LISTENERS, [psycopg.conninfo.conninfo_to_dict(fresh_db)["dbname"]])
+        assert await asyncio.wait_for(ready.get(), 10) is None
+    finally:
+        listening.cancel()
+        await asyncio.wait([listening])
 
 
 def hearing(watched: WatchedConnection) -> asyncio.Queue[bytes]:
