@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers.interface import ENQUEUE, LATENCY
+from benchmarks.peers.interface import LATENCY
 from benchmarks.peers.runner import FEW
-from benchmarks.peers.table import COLUMNS, OURS, WORKLOAD_OF
+from benchmarks.peers.table import COLUMNS, OURS, WORKLOAD_OF, without_figure
 from benchmarks.report import Figure
 
 HEAD = ("", "jobs/s", "enqueued one by one, /s", "1,000 at once, jobs/s", "enqueued to started, p50, ms", "p99, ms")
@@ -39,9 +39,7 @@ def _cell(result: Mapping[str, Any], name: str) -> str:
         digits = 2 if WORKLOAD_OF[name] == LATENCY else int(figure["median"] < FEW)
         shown = Figure(figure["samples"], digits=digits)
         return f"{shown.show(shown.median)} ({shown.show(min(shown.samples))} to {shown.show(max(shown.samples))})"
-    if WORKLOAD_OF[name] in result["too_slow"]:
-        return "too slow"
-    return "as default" if WORKLOAD_OF[name] == ENQUEUE else "-"
+    return without_figure(WORKLOAD_OF[name], result["too_slow"], result["failures"])
 
 
 def _row(cells: Sequence[str]) -> str:

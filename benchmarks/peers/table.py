@@ -5,7 +5,7 @@ Never: measures anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
 from benchmarks.peers.interface import ENQUEUE, LATENCY
 from benchmarks.peers.runner import Outcome, Result
@@ -89,12 +89,18 @@ def _cells(result: Result) -> Iterator[str]:
         if name in result.figures:
             figure = result.figures[name]
             yield str(Figure(figure.samples, "", figure.digits))
-        elif workload in result.too_slow:
-            yield "too slow, see below"
-        elif workload in result.failures:
-            yield "failed, see below"
         else:
-            yield "as default" if workload == ENQUEUE else "-"
+            trouble = workload in result.too_slow or workload in result.failures
+            yield without_figure(workload, result.too_slow, result.failures) + ", see below" * trouble
+
+
+def without_figure(workload: str, too_slow: Container[str], failures: Container[str]) -> str:
+    """What stands where a figure would."""
+    if workload in too_slow:
+        return "too slow"
+    if workload in failures:
+        return "failed"
+    return "as default" if workload == ENQUEUE else "-"
 
 
 def _ratios(results: Sequence[Result]) -> Iterator[list[str]]:

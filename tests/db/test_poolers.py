@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -21,13 +21,13 @@ from pgqueue.context import Context
 from pgqueue.core.job import Claimed
 from pgqueue.db import listen
 from pgqueue.db.connect import aconnect, aconnect_direct, connect, connect_direct, is_outage
-from pgqueue.db.listen import Listener
 from pgqueue.db.pool import AsyncPool, Pool, PoolOptions
 from pgqueue.db.session import Session
 from pgqueue.engine.child import ChildJob
 from pgqueue.errors import ConfigError
 from pgqueue.store.statement import Row, Statement
 from tests.cli.commands import APP, finish
+from tests.db.listening import listening
 from tests.db.pooler import Fate, Pooler
 
 PATIENCE = 30.0
@@ -188,17 +188,6 @@ def test_a_task_without_a_queue_object_borrows_connections_that_suit_the_pooler(
 class _Undisturbed:
     reason = None
     began = 0.0
-
-
-@contextlib.asynccontextmanager
-async def listening(dsn: str, on_ready: Callable[[str | None], None]) -> AsyncIterator[None]:
-    """A Listener for the length of the block, which must not end by itself."""
-    listener = Listener(dsn, schema="pgqueue", on_ready=on_ready, on_control=lambda what: None)
-    running = asyncio.create_task(listener.run())
-    yield
-    assert not running.done()
-    running.cancel()
-    await asyncio.wait({running})
 
 
 async def test_a_listener_leaves_nothing_in_a_poolers_session_and_begins_when_the_pooler_has_gone(

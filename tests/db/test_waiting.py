@@ -9,12 +9,11 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from psycopg import sql
 
 from pgqueue.db.connect import aconnect_direct
-from pgqueue.db.listen import Listener
 from pgqueue.db.waiting import NoAnswer, WatchedConnection
 from tests.crash.kit import Proxy
+from tests.db.listening import listening
 
 LARGE = 32 * 1024 * 1024  # more than a socket takes at once
 LOCK = 77
@@ -30,6 +29,15 @@ async def watched(dsn: str) -> AsyncIterator[WatchedConnection]:
     await conn.close()
 
 
+@pytest.fixture
+async def heard(watched: WatchedConnection) -> asyncio.Queue[bytes]:
+    """What the notifications say that it gets on the channel waiting_test."""
+    found: asyncio.Queue[bytes] = asyncio.Queue()
+    watched.pgconn.notify_handler = lambda notify: found.put_nowait(notify.extra)
+    await watched.execute("listen waiting_test")
+    return found
+
+
 async def test_a_statement_larger_than_the_sockets_buffer_and_its_answer_go_through(watched: WatchedConnection) -> None:
     text = "x" * LARGE
     for _ in range(2):
@@ -38,10 +46,8 @@ async def test_a_statement_larger_than_the_sockets_buffer_and_its_answer_go_thro
 
 
 async def test_a_failed_statement_leaves_the_connection_as_it_was(
-    watched: WatchedConnection, conn: psycopg.Connection
+    watched: WatchedConnection, heard: asyncio.Queue[bytes], conn: psycopg.Connection
 ) -> None:
-    heard = hearing(watched)
-    await watched.execute(sql.SQL("listen waiting_test"))
     with pytest.raises(psycopg.errors.DivisionByZero):
         await watched.execute("select 1 / 0")
     conn.execute("notify waiting_test, 'after'")
@@ -50,10 +56,8 @@ async def test_a_failed_statement_leaves_the_connection_as_it_was(
 
 
 async def test_a_notification_comes_when_nobody_asks_and_between_statements(
-    watched: WatchedConnection, conn: psycopg.Connection
+    watched: WatchedConnection, heard: asyncio.Queue[bytes], conn: psycopg.Connection
 ) -> None:
-    heard = hearing(watched)
-    await watched.execute(sql.SQL("listen waiting_test"))
     for n in range(3):
         conn.execute("select pg_notify('waiting_test', %s)", [str(n)])
         assert await asyncio.wait_for(heard.get(), 10) == str(n).encode()
@@ -133,23 +137,11 @@ async def test_a_statement_whose_task_is_cancelled_is_cancelled_on_the_server(
 async def test_a_listener_whose_connection_ends_is_back_at_once(fresh_db: str, conn: psycopg.Connection) -> None:
     """Not with its next question whether the server is there, 15 seconds later."""
     ready: asyncio.Queue[str | None] = asyncio.Queue()
-    listener = Listener(fresh_db, schema="pgqueue", on_ready=ready.put_nowait, on_control=lambda what: None)
-    listening = asyncio.create_task(listener.run())
-    try:
+    async with listening(fresh_db, ready.put_nowait):
         for _ in range(3):
             assert await asyncio.wait_for(ready.get(), 10) is None
             conn.execute(END_LISTENERS, [psycopg.conninfo.conninfo_to_dict(fresh_db)["dbname"]])
         assert await asyncio.wait_for(ready.get(), 10) is None
-    finally:
-        listening.cancel()
-        await asyncio.wait([listening])
-
-
-def hearing(watched: WatchedConnection) -> asyncio.Queue[bytes]:
-    """What notifications say."""
-    heard: asyncio.Queue[bytes] = asyncio.Queue()
-    watched.pgconn.notify_handler = lambda notify: heard.put_nowait(notify.extra)
-    return heard
 
 
 async def blocked(watched: WatchedConnection, conn: psycopg.Connection) -> asyncio.Task[object]:
